@@ -1,0 +1,6 @@
+"""`python -m structkd`."""
+
+from structkd.cli.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The application: command groups (loaded when called), exit status, one line per error on stderr.
+
+Exit status: 0 done, 1 bad data or a failed check, 2 usage, 130 interrupted.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tomli_w
+from cyclopts import App, CycloptsError
+from cyclopts.config import Toml
+
+import structkd
+from structkd.cli.output import Common, Output, show
+from structkd.errors import StructKDError, UsageError
+from structkd.runs import plain
+
+app = App(
+    name="structkd", help="Graph-to-MLP and ranking distillation.", version=structkd.__version__, help_format="markdown"
+)
+for _group, _help in {
+    "data": "Built-in datasets: list, make, check.",
+    "graph": "Node classifiers: GNN teachers to MLP students.",
+    "ranking": "Ranking models: cross-architecture distillation.",
+    "index": "Vector and text indexes.",
+    "scores": "Teacher-score caches and files.",
+}.items():
+    app.command(f"structkd.cli.{_group}:app", name=_group, help=_help)
+app.command("structkd.cli.report:report", name="report", help="Draw one self-contained HTML report of run folders.")
+app.command(
+    "structkd.cli.quickstart:quickstart", name="quickstart", help="Both halves on embedded data, offline, in minutes."
+)
+
+
+def run(tokens: Sequence[str]) -> int:
+    """Parse and run one command line; returns the exit status."""
+    try:
+        app.config = _config_files(tokens)
+        command, bound, _ = app.parse_args(list(tokens), exit_on_error=False, print_error=False)
+        common = next((value for value in bound.arguments.values() if isinstance(value, Common)), None)
+        if common is not None and common.dry_run:
+            resolved = _resolved(bound.arguments) | {"seed": common.seed}
+            show(Output(resolved, lines=[tomli_w.dumps(plain(resolved)).rstrip()]), common.json)
+            return 0
+        output = command(*bound.args, **bound.kwargs)
+        if isinstance(output, Output):
+            show(output, common is not None and common.json)
+            return 0 if output.ok else 1
+        return 0
+    except (CycloptsError, UsageError) as error:
+        return _fail(str(error), 2)
+    except StructKDError as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:  # the reader of stdout went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a full disk, a folder without permission: the message names the file
+        return _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; run the same line again to continue", 130)
+
+
+def main() -> None:
+    """Entry point of the `structkd` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _resolved(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat table of flags that --config would read: configuration dataclasses are flags side by side."""
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, Common):
+            continue
+        flat |= plain(value) if dataclasses.is_dataclass(value) else plain({name: value})
+    return flat
+
+
+def _config_files(tokens: Sequence[str]) -> list[Any]:
+    for position, token in enumerate(tokens):
+        if token == "--config" and position + 1 < len(tokens):
+            return [_toml(tokens[position + 1])]
+        if token.startswith("--config="):
+            return [_toml(token.removeprefix("--config="))]
+    return []
+
+
+def _toml(path: str) -> Toml:
+    return Toml(path, must_exist=True, use_commands_as_keys=False)
+
+
+def _fail(message: str, status: int) -> int:
+    print("structkd: " + " ".join(message.split()), file=sys.stderr)
+    return status

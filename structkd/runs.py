@@ -1,0 +1,161 @@
+"""The run folder: one experiment's configuration, seed, versions, metrics, tables, figures and checkpoints.
+
+<run>/run.json          command, seed, versions, started, finished, summary
+<run>/config.toml       the resolved configuration; the same file runs it again with --config
+<run>/metrics.jsonl     one JSON object a line: {"step": 1, "loss": ...}
+<run>/tables/NAME.json  {"title", "columns", "rows"}
+<run>/figures/NAME.json what `report` draws (see `Figure`)
+<run>/checkpoint/       latest training state
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from structkd.errors import DataError
+from structkd.files import read_json, write_json, write_text
+
+_PACKAGES = ("structkd", "torch", "torch_geometric", "numpy", "scipy", "numba", "sentence-transformers", "transformers")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One named curve or group of bars: x and y of equal length, y_error optional (one standard deviation)."""
+
+    name: str
+    x: Sequence[float | str]
+    y: Sequence[float]
+    y_error: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot as data; `structkd.report` draws it. For a histogram x is ignored and y holds the samples."""
+
+    kind: Literal["lines", "bars", "scatter", "histogram"]
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    note: str = ""
+    x_log: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run folder; `Run.create` makes one, `Run.open` reads one."""
+
+    folder: Path
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, folder: str | Path, command: str, config: Any = None, seed: int | None = None) -> "Run":
+        """Start a run folder (an existing one is continued: its metrics are kept).
+
+        Args:
+            folder: where; created with its parents.
+            command: for example "graph bench".
+            config: a dataclass or mapping; written to config.toml with None left out.
+            seed: the seed that all randomness of the run comes from.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        info = {
+            "command": command,
+            "seed": seed,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "finished": None,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "versions": versions(),
+            "summary": {},
+        }
+        write_text(folder / "config.toml", tomli_w.dumps(plain(config or {})))
+        write_json(folder / "run.json", info)
+        return cls(folder, info)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """Open an existing run; DataError when the folder is none."""
+        folder = Path(folder)
+        if not (folder / "run.json").is_file():
+            raise DataError(f"{folder}: no run.json there; expected the --out folder of a structkd command.")
+        return cls(folder, read_json(folder / "run.json"))
+
+    def config(self) -> dict[str, Any]:
+        """The configuration as written."""
+        return tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8"))
+
+    def log(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(plain(values)) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every complete line of metrics.jsonl (a last line cut by a crash is left out)."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def write_table(self, name: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a table; columns are the keys of the rows in order of appearance."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        table = {"title": title, "columns": columns, "rows": list(rows)}
+        write_json(self.folder / "tables" / f"{name}.json", plain(table))
+
+    def write_figure(self, name: str, figure: Figure) -> None:
+        """Keep a plot for the report."""
+        write_json(self.folder / "figures" / f"{name}.json", plain(figure))
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """All tables by name."""
+        return {path.stem: read_json(path) for path in sorted((self.folder / "tables").glob("*.json"))}
+
+    def figures(self) -> dict[str, Figure]:
+        """All plots by name."""
+        out = {}
+        for path in sorted((self.folder / "figures").glob("*.json")):
+            value = read_json(path)
+            out[path.stem] = Figure(**{**value, "series": [Series(**series) for series in value["series"]]})
+        return out
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write what came out and when; a run without it was interrupted."""
+        self.info["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self.info["summary"] = plain(summary)
+        write_json(self.folder / "run.json", self.info)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that can change a result."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, paths, tuples and numpy scalars as JSON/TOML values; None inside mappings is left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy and torch values
+        return value.tolist()
+    return value
