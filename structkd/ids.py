@@ -81,12 +81,6 @@ class Ids:
             out.append(self._strings[row])
         return out
 
-    def tie_rank(self) -> IntArray:
-        """Rank of each row's id among all ids in ascending string order: the key that breaks score ties."""
-        rank = np.empty(len(self), dtype=np.int64)
-        rank[np.asarray(sorted(range(len(self)), key=self._strings.__getitem__), dtype=np.int64)] = np.arange(len(self))
-        return rank
-
     def fingerprint(self) -> str:
         """Identity of the ids and their order."""
         return fingerprint_fields(self._strings)

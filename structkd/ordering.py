@@ -6,12 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structkd.errors import DataError
+from structkd.ids import Ids
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.int64]
 
 
-def tie_rank(ids: Sequence[str]) -> IntArray:
+def tie_rank(ids: Sequence[str] | Ids) -> IntArray:
     """Rank of each id in ascending string order; the numeric form of the second half of the rule."""
     rank = np.empty(len(ids), dtype=np.int64)
     rank[np.asarray(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)] = np.arange(len(ids))
