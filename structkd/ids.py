@@ -72,7 +72,7 @@ class Ids:
             )
         return rows
 
-    def strings(self, rows: Iterable[int]) -> list[str]:
+    def strings(self, rows: Iterable[int] | IntArray) -> list[str]:
         """The string of each row (rows must be valid: -1 is refused, never mapped)."""
         out = []
         for row in rows:
