@@ -1,1 +1,32 @@
-"""Placeholder."""
+"""Ranking models: collections, encoders, teachers, distillation, evaluation.
+
+Public names are loaded when first used, so that reading a collection imports neither torch nor transformers.
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Collection": "data",
+    "load": "data",
+    "BiScorer": "encoders",
+    "CrossScorer": "encoders",
+    "StaticScorer": "encoders",
+    "student": "encoders",
+    "evaluate_model": "evaluate",
+    "evaluate_run": "evaluate",
+    "mine": "negatives",
+    "TeacherConfig": "teacher",
+    "score_pairs": "teacher",
+    "teach": "teacher",
+    "DistillConfig": "distill",
+    "DistillResult": "distill",
+    "distill": "distill",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'structkd.ranking' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"structkd.ranking.{_HOMES[name]}"), name)
