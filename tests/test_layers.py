@@ -23,7 +23,8 @@ LAYERS = [
 
 # inside a subpackage, left to right; modules in one group do not import each other
 INSIDE = {
-    "objectives": [{"_masks"}, {"pairwise", "listwise", "representation", "targets", "weights", "ensembles"}],
+    # listwise reads the direction weights of balanced_kl from weights
+    "objectives": [{"_masks"}, {"targets", "weights", "ensembles"}, {"pairwise", "listwise", "representation"}],
     "scores": [
         {"manifest", "_lookup", "remote"},
         {"log", "snapshot"},
