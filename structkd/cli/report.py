@@ -6,7 +6,7 @@ from structkd import report as reports
 from structkd.cli.output import Common, Output
 
 
-def report(runs: tuple[Path, ...], /, *, out: Path = Path("report.html"), common: Common = Common()) -> Output:
+def report(runs: tuple[Path, ...], *, out: Path = Path("report.html"), common: Common = Common()) -> Output:
     """Draw one self-contained HTML report of run folders.
 
     Args:

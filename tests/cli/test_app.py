@@ -1,0 +1,120 @@
+"""Exit status, one-line errors, --config, --dry-run and --json of the command line."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from structkd.cli import app as application
+from structkd.cli.app import run
+from structkd.cli.output import Output, Table, show
+from structkd.runs import Run
+
+
+def make_run(folder: Path) -> Path:
+    Run.create(folder, "test", {"a": 1}).finish({})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["bogus"], 'Unknown command "bogus"'),
+        (["report", "--bad", "3"], "Unknown option: --bad"),
+        (["report", "x", "--seed", "many"], 'unable to convert "many" into int'),
+    ],
+)
+def test_usage_errors_are_one_line_and_status_2(
+    tokens: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tokens) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_bad_data_is_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", str(tmp_path / "none"), "--out", str(tmp_path / "r.html")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("structkd: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_unwritable_place_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    make_run(tmp_path / "run")
+    assert run(["report", str(tmp_path / "run"), "--out", str(tmp_path / "file" / "r.html")]) == 1
+    assert "file" in capsys.readouterr().err
+
+
+def test_interrupt_is_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    make_run(tmp_path / "run")
+    monkeypatch.setattr("structkd.report.write", interrupted)
+    assert run(["report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")]) == 130
+    assert "run the same line again" in capsys.readouterr().err
+
+
+def test_config_file_is_read_flags_win_and_unknown_keys_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text('out = "from-file.html"\nseed = 3\n')
+    line = ["report", "x", "--config", str(config), "--dry-run"]
+    assert run(line) == 0
+    assert tomllib.loads(capsys.readouterr().out) == {"runs": ["x"], "out": "from-file.html", "seed": 3}
+    assert run([*line, "--out", "flag.html", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] == "flag.html"
+    config.write_text('outt = "x"\n')
+    assert run(line) == 2
+    refused = capsys.readouterr().err
+    assert "outt" in refused
+    assert "c.toml" in refused
+    assert run(["report", "x", f"--config={tmp_path / 'none.toml'}"]) == 1
+    assert "none.toml" in capsys.readouterr().err
+
+
+def test_dry_run_output_is_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", "x", "--seed", "5", "--dry-run"]) == 0
+    first = capsys.readouterr().out
+    (tmp_path / "again.toml").write_text(first)
+    assert run(["report", "--config", str(tmp_path / "again.toml"), "--dry-run"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_show_prints_a_table_or_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output({"a": 1.5}, [Table("Title", [{"x": 0.123456, "y": "s"}, {"x": None, "z": 12345.6}])], ["line [b]"])
+    show(output, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"a": 1.5}
+    show(output, as_json=False)
+    text = capsys.readouterr().out
+    assert "0.1235" in text
+    assert "1.235e+04" in text
+    assert "line [b]" in text
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    code = "import sys; from structkd.cli.app import main; sys.argv = ['structkd', '--help']; main()"
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert writer.stdout is not None
+    assert writer.stderr is not None
+    writer.stdout.close()
+    assert b"Traceback" not in writer.stderr.read()
+    writer.stderr.close()
+    writer.wait()
+
+
+def test_every_group_and_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    for group in ("data", "graph", "ranking", "index", "scores"):
+        assert run([group, "--help"]) == 0
+        assert "Commands" in capsys.readouterr().out
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == application.structkd.__version__
