@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from structkd.objectives import ensembles, representation, targets, weights
 from structkd.objectives.listwise import (
     balanced_kl,
     jeffreys,
@@ -28,7 +29,9 @@ from structkd.objectives.pairwise import hinge, margin_mse, pairwise_logistic, p
 __all__ = [
     "OBJECTIVES",
     "ORDER_OBJECTIVES",
+    "REPRESENTATIONS",
     "balanced_kl",
+    "ensembles",
     "hinge",
     "jeffreys",
     "jensen_shannon",
@@ -40,8 +43,11 @@ __all__ = [
     "plackett_luce",
     "pointwise_mse",
     "ranknet",
+    "representation",
     "reverse_kl",
+    "targets",
     "weighted_ranknet",
+    "weights",
 ]
 
 OBJECTIVES: Mapping[str, Callable[..., Any]] = MappingProxyType(
@@ -63,6 +69,17 @@ OBJECTIVES: Mapping[str, Callable[..., Any]] = MappingProxyType(
     }
 )
 "Name on the command line -> objective."
+
+REPRESENTATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "affinity-kl": representation.affinity_kl,
+        "cosine": representation.cosine,
+        "feature-mse": representation.feature_mse,
+        "infonce": representation.infonce,
+        "similarity-preserving": representation.similarity_preserving,
+    }
+)
+"Name on the command line -> objective on embeddings; affinity-kl needs neighbour lists besides."
 
 ORDER_OBJECTIVES = frozenset({"hinge", "listmle", "plackett-luce", "ranknet"})
 """The objectives that a teacher which only orders (`order:FILE`) can serve; "plackett-luce" then with steps="log"."""

@@ -109,6 +109,29 @@ def square(values: Tensor) -> Tensor:
     return torch.where(size <= _SQUARE_LIMIT, inner * inner, _SQUARE_LIMIT * (2 * size - _SQUARE_LIMIT))
 
 
+def standardised(
+    scores: Float[Tensor, "lists items"], mask: Bool[Tensor, "lists items"], ddof: int
+) -> Float[Tensor, "lists items"]:
+    """z-scores of the valid items of each list; 0 for a constant list and at masked positions."""
+    # a first division by the largest size keeps squares of 1e30 inside float32
+    largest = scores.abs().amax(-1, keepdim=True)
+    scores = scores / torch.where(largest > 0, largest, 1)
+    centred = zeroed(scores - mean_items(scores, mask)[:, None], mask)
+    count = mask.sum(-1, keepdim=True)
+    deviation = (centred.square().sum(-1, keepdim=True) / (count - ddof).clamp(min=1)).sqrt()
+    # a constant list leaves only rounding behind, which must not be blown up to size 1
+    constant = deviation <= 4 * torch.finfo(scores.dtype).eps
+    return torch.where(constant, 0, centred / torch.where(constant, 1, deviation))
+
+
+def mean_ranks(scores: Float[Tensor, "lists items"], mask: Bool[Tensor, "lists items"]) -> Float[Tensor, "lists items"]:
+    """Rank 1, 2, ... of each valid item by descending score; equal scores share the mean of their ranks."""
+    both = mask[:, :, None] & mask[:, None, :]
+    above = (both & (scores[:, None, :] > scores[:, :, None])).sum(-1)
+    equal = (both & (scores[:, None, :] == scores[:, :, None])).sum(-1)
+    return above.to(scores.dtype) + (equal.to(scores.dtype) + 1) / 2
+
+
 def descending(
     scores: Float[Tensor, "lists items"],
     mask: Bool[Tensor, "lists items"],

@@ -39,7 +39,7 @@ def margin_mse(
         return reduced(values, others.any(-1), weight, reduction)
     if pairs not in ("all", "centred"):
         raise UsageError(f"pairs {pairs!r} is unknown; expected 'first', 'all' or 'centred'.")
-    count = lists.mask.sum(-1)
+    count = lists.mask.sum(-1).to(error.dtype)  # int / int would be float32
     values = mean_items(square(error - mean_items(error, lists.mask)[:, None]), lists.mask)
     if pairs == "all":
         values = values * (2 * count / (count - 1).clamp(min=1))
