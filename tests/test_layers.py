@@ -27,8 +27,11 @@ INSIDE = {
     "objectives": [{"_masks"}, {"targets", "weights", "ensembles"}, {"pairwise", "listwise", "representation"}],
     "scores": [
         {"manifest", "_lookup", "remote"},
-        {"log", "snapshot"},
+        {"log"},
+        {"snapshot"},  # compaction reads the log
+        {"bundle"},  # the published layout, which open() reads too
         {"pairs", "nodes"},
+        {"store"},
         {"cache", "formats"},
         {"publish"},
     ],
@@ -48,7 +51,7 @@ INSIDE = {
         {"data"},
         {"datasets", "losses", "tk", "prett"},
         {"encoders"},
-        {"negatives", "evaluate"},
+        {"negatives", "evaluate", "sources"},
         {"train"},
         {"teacher", "teacher_ray"},
         {"distill"},
@@ -61,7 +64,7 @@ INSIDE = {
 FENCES = {
     "cyclopts": {"cli/"},
     "rich": {"progress.py", "cli/"},
-    "pyarrow": {"scores/log.py", "scores/snapshot.py", "scores/formats.py"},
+    "pyarrow": {"scores/log.py", "scores/snapshot.py", "scores/bundle.py", "scores/formats"},
     "safetensors": {
         "scores/snapshot.py",
         "scores/formats.py",

@@ -1,0 +1,153 @@
+"""Teachers by name: a cross-encoder, a bi-encoder, a run, an order, BM25, or several of them, each as a Scorer."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from structkd.errors import MissingScoreError, UsageError
+from structkd.files import sha256_file
+from structkd.ids import Pairs, Texts, fingerprint_fields
+from structkd.index.kinds import build_text
+from structkd.objectives import ensembles
+from structkd.ranking.encoders import BiScorer, CrossScorer
+from structkd.scores.manifest import TeacherSpec
+from structkd.trec import Run, read_run
+
+Combine = Literal["z-mean", "mean", "reciprocal-rank"]
+
+
+class Scorer(Protocol):
+    """What gives scores of pairs (the protocol of `structkd.scores`)."""
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """Identity of the scores."""
+        ...
+
+    def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
+        """float32 on the CPU."""
+        ...
+
+
+class RunScorer:
+    """The scores, or only the order, of a run file.
+
+    Attributes:
+        run: what the file lists.
+        by_rank: whether a document's score is minus its rank, whatever score the file gives.
+    """
+
+    def __init__(self, path: str | Path, *, by_rank: bool = False) -> None:
+        self.path, self.by_rank = Path(path), by_rank
+        self.run = read_run(path, by_rank=by_rank)
+        self._scores: dict[tuple[str, str], float] = {}
+        for query, (documents, scores) in self.run.lists.items():
+            values = -np.arange(1.0, len(documents) + 1) if by_rank else scores
+            self._scores.update(zip(((query, document) for document in documents), values.tolist(), strict=True))
+        kind = "order" if by_rank else "run"
+        self.spec = TeacherSpec(
+            model=f"{kind}:{self.path.name}",
+            weights_sha256=sha256_file(path),
+            head="minus rank" if by_rank else "score",
+        )
+
+    def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
+        """Scores of the file.
+
+        Raises:
+            MissingScoreError: pairs that the run does not list.
+        """
+        keys = list(zip(pairs.query_ids, pairs.document_ids, strict=True))
+        missing = [key for key in keys if key not in self._scores]
+        if missing:
+            todo = "Train on the run's own lists (--candidates names the same run), or give a teacher that can score."
+            raise MissingScoreError(len(missing), missing, str(self.path), todo)
+        return torch.tensor([self._scores[key] for key in keys], dtype=torch.float32)
+
+
+class Bm25Scorer:
+    """BM25 over one collection's documents; a document that shares no word with the query scores 0."""
+
+    def __init__(self, documents: Texts, *, k1: float = 0.9, b: float = 0.4) -> None:
+        self._index = build_text(documents, k1=k1, b=b)
+        self._documents = documents
+        identity = {
+            "k1": k1,
+            "b": b,
+            "documents": documents.ids.fingerprint(),
+            "texts": fingerprint_fields(documents.texts),
+        }
+        self.spec = TeacherSpec(model="bm25", extra=identity)
+
+    def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
+        """Scores of the pairs; each distinct query is searched once.
+
+        Raises:
+            UsageError: the pairs are over other documents than the index.
+        """
+        if pairs.documents.ids != self._documents.ids:
+            raise UsageError("bm25 scores only documents of the collection it was built on. Build it on this one.")
+        scores = np.empty(len(pairs), dtype=np.float32)
+        for query in np.unique(pairs.query_rows):
+            places = np.flatnonzero(pairs.query_rows == query)
+            scores[places] = self._index.scores(pairs.queries.texts[query])[pairs.document_rows[places]]
+        return torch.from_numpy(scores)
+
+
+class EnsembleScorer:
+    """Several teachers as one: the paper's T2 is "mean" (raw scores of one kind of model).
+
+    "z-mean" standardises each teacher within each query's list first, since scales differ; "reciprocal-rank" uses
+    ranks alone. Both depend on the list a pair stands in, so the members are cached, never the ensemble.
+    """
+
+    def __init__(self, members: Sequence[Scorer], combine: Combine = "z-mean") -> None:
+        if not members:
+            raise UsageError("an ensemble needs one teacher or more.")
+        self.members, self.combine = list(members), combine
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """Identity: the members' and how they are combined."""
+        fingerprints = [member.spec.fingerprint for member in self.members]
+        return TeacherSpec(model="ensemble", extra={"members": fingerprints, "combine": self.combine})
+
+    def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
+        """Combined scores; the pairs of one query are taken as its list."""
+        stack = torch.stack([member.score(pairs) for member in self.members])
+        if self.combine == "mean":
+            return stack.mean(0)
+        combined = torch.empty(len(pairs))
+        rule = ensembles.standardised_mean if self.combine == "z-mean" else ensembles.reciprocal_rank
+        for query in np.unique(pairs.query_rows):
+            places = torch.from_numpy(np.flatnonzero(pairs.query_rows == query))
+            combined[places] = rule(stack[:, None, places])[0]
+        return combined
+
+
+def open_teacher(text: str, documents: Texts) -> Scorer:
+    """The teacher that a command line names as KIND:VALUE.
+
+    Raises:
+        UsageError: an unknown kind, or a value missing.
+    """
+    kind, colon, value = text.partition(":")
+    if kind not in TEACHERS or (kind != "bm25" and not value) or (kind == "bm25" and colon):
+        forms = "cross-encoder:MODEL, bi-encoder:MODEL, run:FILE, order:FILE, bm25"
+        raise UsageError(f"teacher {text!r} is unknown; expected {forms}.")
+    return TEACHERS[kind](value, documents)
+
+
+TEACHERS: dict[str, Callable[[str, Texts], Scorer]] = {
+    "cross-encoder": lambda value, documents: CrossScorer(value),
+    "bi-encoder": lambda value, documents: BiScorer(value),
+    "run": lambda value, documents: RunScorer(value),
+    "order": lambda value, documents: RunScorer(value, by_rank=True),
+    "bm25": lambda value, documents: Bm25Scorer(documents),
+}
+"Kind on the command line -> opener."
