@@ -1,1 +1,22 @@
-"""Placeholder."""
+"""Teacher scores: caches that survive a kill, refuse another teacher and find every changed byte."""
+
+from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
+from structkd.scores.manifest import ScoreManifest, TeacherSpec
+from structkd.scores.nodes import NodeScores
+from structkd.scores.pairs import PairScores
+from structkd.scores.snapshot import compact
+from structkd.scores.store import open, write_nodes, write_pairs
+
+__all__ = [
+    "CachedScorer",
+    "NodeScores",
+    "PairScores",
+    "ScoreManifest",
+    "Scorer",
+    "StoredScorer",
+    "TeacherSpec",
+    "compact",
+    "open",
+    "write_nodes",
+    "write_pairs",
+]

@@ -1,0 +1,116 @@
+"""NodeScores: teacher logits of every node of a graph, mapped from a snapshot or gathered from the parts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structkd.errors import DataError, MissingScoreError, TeacherMismatchError
+from structkd.scores.log import part_names, read_row_range, uncovered
+from structkd.scores.manifest import Header, ScoreManifest, TeacherSpec
+from structkd.scores.snapshot import checked_path, gather, latest, map_rows
+
+FloatArray = NDArray[np.float32]
+
+
+class NodeScores:
+    """An open store of node logits; read-only, safe to share between threads and processes."""
+
+    def __init__(
+        self, folder: Path, header: Header, manifest: ScoreManifest | None, blocks: Sequence[NDArray[np.floating]]
+    ) -> None:
+        self.folder, self.header, self.manifest = folder, header, manifest
+        self._blocks = list(blocks)
+        self._starts = np.cumsum([0, *(len(block) for block in blocks)])
+        self._dense: FloatArray | None = None
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: str = "size") -> Self:
+        """Open the store in `folder`; see `structkd.scores.open`."""
+        header = Header.read(folder)
+        for _ in range(10):  # gc may remove an old snapshot between reading its manifest and mapping its files
+            manifest = latest(folder)
+            try:
+                blocks = [map_rows(checked_path(folder, entry, verify)) for entry in manifest.files] if manifest else []
+                break
+            except FileNotFoundError as error:
+                lost = error
+        else:
+            raise DataError(f"{lost.filename}: {lost.strerror}. Restore it, or delete the manifest and compact again.")
+        if manifest is None:
+            blocks = [_from_parts(folder, header)]
+        return cls(folder, header, manifest, blocks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers that get the store by pickle map the files themselves."""
+        return _reopen, (type(self), self.folder)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        return f"NodeScores({str(self.folder)!r}: {len(self)} nodes of {self.spec.model!r})"
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """The teacher."""
+        return self.header.spec
+
+    @property
+    def graph_fingerprint(self) -> str:
+        """Identity of the graph: edges, features and node order."""
+        return str(self.header.graph_fingerprint)
+
+    def require_graph(self, fingerprint: str) -> None:
+        """TeacherMismatchError unless the logits belong to this graph."""
+        if fingerprint != self.graph_fingerprint:
+            raise TeacherMismatchError(str(self.folder), {"graph_fingerprint": (self.graph_fingerprint, fingerprint)})
+
+    @property
+    def logits(self) -> FloatArray:
+        """float32 [nodes, classes]; a read-only view of the file when it is one float32 block."""
+        if self._dense is None:
+            whole = self._blocks[0] if len(self._blocks) == 1 else np.concatenate(self._blocks)
+            self._dense = whole.astype(np.float32, copy=False)
+            self._dense.flags.writeable = False
+        return self._dense
+
+    def take(self, rows: NDArray[np.int64]) -> FloatArray:
+        """float32 [rows, classes]; MissingScoreError for rows outside the graph (they are never clipped or wrapped)."""
+        rows = np.asarray(rows, dtype=np.int64)
+        outside = (rows < 0) | (rows >= len(self))
+        if outside.any():
+            raise MissingScoreError(
+                int(outside.sum()),
+                rows[outside][:3].tolist(),
+                f"{self.folder}: node rows (0 .. {len(self) - 1} exist)",
+                "Is it another graph?",
+            )
+        if len(self._blocks) == 1:
+            return np.take(self._blocks[0], rows, axis=0, mode="clip").astype(np.float32, copy=False)
+        block = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty((len(rows), self._blocks[0].shape[1]), dtype=np.float32)
+        for number in np.unique(block):
+            here = block == number
+            out[here] = np.take(self._blocks[number], rows[here] - self._starts[number], axis=0, mode="clip")
+        return out
+
+
+def _from_parts(folder: Path, header: Header) -> FloatArray:
+    """Gather an uncompacted store; MissingScoreError names the nodes without logits."""
+    nodes, classes = header.num_nodes or 0, header.num_classes or 0
+    ranges = [(*read_row_range(folder, name), name) for name in part_names(folder)]
+    if missing := uncovered([(low, high) for low, high, _ in ranges], nodes):
+        raise MissingScoreError(
+            sum(high - low for low, high in missing),
+            [f"{low}-{high - 1}" for low, high in missing],
+            f"{folder}: of {nodes} nodes",
+            "Score them with this teacher first.",
+        )
+    return gather(folder, ranges, 0, nodes, classes, header.spec.dtype)
+
+
+def _reopen(kind: type[NodeScores], folder: Path) -> NodeScores:
+    return kind.open(folder)

@@ -1,0 +1,289 @@
+"""PairScores: teacher scores of (query, document) pairs, mapped from a snapshot plus the parts that are newer."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from structkd.errors import ConflictingScoresError, DataError, MissingScoreError, UsageError
+from structkd.ordering import order_ids
+from structkd.scores._lookup import find_numba
+from structkd.scores.log import IdTable, TextHash, part_names, read_pair_part, sealed_bytes, split_keys
+from structkd.scores.manifest import Header, ScoreManifest, TeacherSpec
+from structkd.scores.snapshot import Csr, Merged, checked_path, latest, map_csr, merge, namer, tolerance
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+Strings = list[str]  # the class has a method of that name
+Slots = list[NDArray[np.int32]]
+Missing = Literal["error", "nan"]
+Tables = Callable[[], tuple[IdTable, IdTable]]
+
+
+class PairScores:
+    """An open store of pair scores; read-only, safe to share between threads and processes.
+
+    Positions number the stored pairs; `positions()` once and `take()` per training step runs at memory speed. An id
+    whose text changed means its newest text; scores of the old text stay stored and are not shown.
+    """
+
+    def __init__(
+        self, folder: Path, spec: TeacherSpec, manifest: ScoreManifest | None, tables: Tables, shards: Sequence[Csr]
+    ) -> None:
+        self.folder, self.spec, self.manifest = folder, spec, manifest
+        self._load_tables = tables
+        self._tables: tuple[IdTable, IdTable] | None = None
+        self._shards = [shard for shard in shards if len(shard)]
+        self._bases = np.cumsum([0, *(len(shard) for shard in self._shards)])
+        self._slots: Slots | None = None
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: str = "size") -> Self:
+        """Open the store in `folder`; see `structkd.scores.open`."""
+        header = Header.read(folder)
+        for _ in range(10):  # gc may remove an old snapshot between reading its manifest and mapping its files
+            manifest = latest(folder)
+            try:
+                shards = [map_csr(checked_path(folder, entry, verify)) for entry in manifest.files] if manifest else []
+                break
+            except FileNotFoundError as error:
+                lost = error
+        else:
+            raise DataError(f"{lost.filename}: {lost.strerror}. Restore it, or delete the manifest and compact again.")
+        done = {part["unit"] for part in manifest.parts} if manifest else set()
+        newer = [name for name in part_names(folder) if name not in done]
+
+        def tables() -> tuple[IdTable, IdTable]:
+            return IdTable(folder / "ids", "queries"), IdTable(folder / "ids", "docs")
+
+        store = cls(folder, header.spec, manifest, tables, shards)
+        if newer:
+            extra = store._not_in_snapshot(_merge_parts(folder, newer, header.spec))
+            store = cls(folder, header.spec, manifest, tables, [*shards, extra.csr()])
+        return store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers that get the store by pickle map the files themselves."""
+        return _reopen, (type(self), self.folder)
+
+    def _not_in_snapshot(self, merged: Merged) -> Merged:
+        """Drop pairs that the snapshot holds with the same value; ConflictingScoresError for another value."""
+        queries, documents = split_keys(merged.keys)
+        positions = self.positions_of_rows(queries, documents)
+        twice = positions >= 0
+        if not twice.any():
+            return merged
+        stored, fresh = self.take(positions[twice]), merged.scores[twice]
+        rounding = np.abs(stored, dtype=np.float64) * 2.0**-10 if self.dtype == "float16" else 0.0
+        bad = np.flatnonzero(np.abs(stored.astype(np.float64) - fresh) > tolerance(self.spec.dtype, fresh) + rounding)
+        if len(bad):
+            at = np.flatnonzero(twice)[bad[0]]
+            pair = namer(self.folder)(int(queries[at]), int(documents[at]))
+            raise ConflictingScoresError(
+                f"{self.folder}: {len(bad)} pairs have another score in a newer part than in the snapshot, for example "
+                f"{pair}: {stored[bad[0]]:.6g} and {fresh[bad[0]]:.6g}. Compact with on_conflict='first' or 'mean'."
+            )
+        return Merged(merged.keys[~twice], merged.scores[~twice], merged.dropped + len(stored))
+
+    # sizes and names
+
+    def __len__(self) -> int:
+        return int(self._bases[-1])
+
+    def __repr__(self) -> str:
+        return f"PairScores({str(self.folder)!r}: {len(self)} pairs of {self.spec.model!r}, {self.dtype})"
+
+    @property
+    def dtype(self) -> str:
+        """Dtype on disk: float16 or float32."""
+        return self.manifest.dtype if self.manifest else "float32"
+
+    @property
+    def queries(self) -> IdTable:
+        """Query rows -> (id, text hash)."""
+        return self._both()[0]
+
+    @property
+    def documents(self) -> IdTable:
+        """Document rows -> (id, text hash)."""
+        return self._both()[1]
+
+    def _both(self) -> tuple[IdTable, IdTable]:
+        if self._tables is None:
+            self._tables = self._load_tables()
+        return self._tables
+
+    @property
+    def query_ids(self) -> Strings:
+        """Ids of the queries that have scores."""
+        rows = sorted({int(row) for shard in self._shards for row in shard.query_rows})
+        return [self.queries.ids[row] for row in rows if self.queries.is_newest(row)]
+
+    # lookups
+
+    def lookup(self, query_ids: Sequence[str], document_ids: Sequence[str], missing: Missing = "error") -> FloatArray:
+        """Scores of pairs given by their ids, float32, in order.
+
+        Args:
+            query_ids: [pairs], or nested lists or an array of any shape.
+            document_ids: of the same shape.
+            missing: "error" raises; "nan" marks absent pairs.
+
+        Raises:
+            MissingScoreError: with the count and three examples.
+            DataError: the two differ in shape.
+        """
+        queries, documents = np.asarray(query_ids, dtype=object), np.asarray(document_ids, dtype=object)
+        if queries.shape != documents.shape:
+            raise DataError(f"lookup: query ids of shape {queries.shape}, document ids of shape {documents.shape}.")
+        flat = queries.reshape(-1).tolist(), documents.reshape(-1).tolist()
+        values = self._values(self.positions(*flat), missing, lambda i: (flat[0][i], flat[1][i]))
+        return values.reshape(queries.shape)
+
+    def lookup_rows(self, query_rows: IntArray, document_rows: IntArray, missing: Missing = "error") -> FloatArray:
+        """`lookup` by rows of the id tables."""
+        positions = self.positions_of_rows(query_rows, document_rows)
+        return self._values(positions, missing, lambda i: (int(query_rows[i]), int(document_rows[i])))
+
+    def lookup_texts(
+        self,
+        query_ids: Sequence[str],
+        query_hashes: Sequence[TextHash],
+        document_ids: Sequence[str],
+        document_hashes: Sequence[TextHash],
+    ) -> FloatArray:
+        """Scores of pairs given by id and text hash, not-a-number where absent; an id without text matches any text."""
+        rows = []
+        for table, ids, hashes in (
+            (self.queries, query_ids, query_hashes),
+            (self.documents, document_ids, document_hashes),
+        ):
+            exact = table.find_texts(ids, hashes)
+            rows.append(np.where(exact >= 0, exact, table.find_texts(ids, [None] * len(ids))))
+        return self.lookup_rows(rows[0], rows[1], missing="nan")
+
+    def _values(self, positions: IntArray, missing: Missing, name: Callable[[int], object]) -> FloatArray:
+        absent = positions < 0
+        if not absent.any():
+            return self.take(positions)
+        if missing == "nan":
+            out = np.full(len(positions), np.nan, dtype=np.float32)
+            out[~absent] = self.take(positions[~absent])
+            return out
+        if missing != "error":
+            raise UsageError(f"missing={missing!r}; expected 'error' or 'nan'.")
+        which = np.flatnonzero(absent)
+        raise MissingScoreError(
+            len(which),
+            [name(int(i)) for i in which[:3]],
+            f"{self.folder}: of {len(positions)} pairs",
+            "Score them with this teacher first, or ask with missing='nan'.",
+        )
+
+    def positions(self, query_ids: Sequence[str], document_ids: Sequence[str]) -> IntArray:
+        """Position of each pair, -1 where it is absent; `take(positions)` then costs one gather."""
+        return self.positions_of_rows(self.queries.find(query_ids), self.documents.find(document_ids))
+
+    def positions_of_rows(self, query_rows: IntArray, document_rows: IntArray) -> IntArray:
+        """`positions` by rows of the id tables."""
+        query_rows = np.ascontiguousarray(query_rows, dtype=np.int64)
+        document_rows = np.ascontiguousarray(document_rows, dtype=np.int64)
+        out = np.full(len(query_rows), -1, dtype=np.int64)
+        for shard, slots, base in zip(self._shards, self._slot_tables(), self._bases[:-1], strict=True):
+            find_numba(slots, shard.offsets, shard.documents, query_rows, document_rows, int(base), out)
+        return out
+
+    def _slot_tables(self) -> Slots:
+        """Per shard: query row -> list number, -1 where the shard has none."""
+        if self._slots is None:
+            tables = []
+            for shard in self._shards:
+                slots = np.full(int(shard.query_rows[-1]) + 1, -1, dtype=np.int32)
+                slots[shard.query_rows] = np.arange(len(shard.query_rows), dtype=np.int32)
+                tables.append(slots)
+            self._slots = tables
+        return self._slots
+
+    def take(self, positions: IntArray) -> FloatArray:
+        """Scores at positions, float32; DataError for a position outside the store (also -1: filter those first)."""
+        positions = np.asarray(positions, dtype=np.int64)
+        if positions.size and (positions.min() < 0 or positions.max() >= len(self)):
+            raise DataError(f"{self.folder}: a position lies outside 0 .. {len(self) - 1}; -1 marks an absent pair.")
+        if len(self._shards) == 1:
+            return _gather(self._shards[0].scores, positions)
+        out = np.empty(positions.shape, dtype=np.float32)
+        for shard, low, high in zip(self._shards, self._bases[:-1], self._bases[1:], strict=True):
+            here = (positions >= low) & (positions < high)
+            out[here] = _gather(shard.scores, positions[here] - low)
+        return out
+
+    # lists
+
+    def list(self, query_id: str) -> tuple[Strings, FloatArray]:
+        """Document ids and scores of one query, in ranking order; MissingScoreError when it has none."""
+        row = int(self.queries.find([query_id])[0])
+        documents, scores = self._list_rows(row)
+        if not len(documents):
+            raise MissingScoreError(1, [query_id], f"{self.folder}: lists of queries", "Score its documents first.")
+        ids = [self.documents.ids[document] for document in documents]
+        ranking = order_ids(scores, ids)
+        return [ids[i] for i in ranking], scores[ranking]
+
+    def _list_rows(self, query_row: int) -> tuple[NDArray[np.uint32], FloatArray]:
+        documents, scores = [np.empty(0, np.uint32)], [np.empty(0, np.float32)]
+        for shard, slots in zip(self._shards, self._slot_tables(), strict=True):
+            slot = slots[query_row] if 0 <= query_row < len(slots) else -1
+            if slot >= 0:
+                part = slice(shard.offsets[slot], shard.offsets[slot + 1])
+                documents.append(shard.documents[part])
+                scores.append(shard.scores[part].astype(np.float32))
+        rows, values = np.concatenate(documents), np.concatenate(scores)
+        newest = self.documents.newest_mask()
+        return (rows, values) if newest is None else (rows[newest[rows]], values[newest[rows]])
+
+    def rows(self) -> tuple[IntArray, IntArray, FloatArray]:
+        """Flat columns of every shown pair: query rows, document rows, scores; ordered by query row."""
+        columns = [
+            (np.repeat(s.query_rows, np.diff(s.offsets)), s.documents, s.scores.astype(np.float32))
+            for s in self._shards
+        ]
+        if not columns:
+            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+        queries, documents, scores = (np.concatenate(column) for column in zip(*columns, strict=True))
+        keep = np.ones(len(queries), dtype=np.bool_)
+        for table, rows in ((self.queries, queries), (self.documents, documents)):
+            if (newest := table.newest_mask()) is not None:
+                keep &= newest[rows]
+        queries, documents, scores = queries[keep], documents[keep], scores[keep]
+        if len(self._shards) > 1:
+            order = np.lexsort((documents, queries))
+            queries, documents, scores = queries[order], documents[order], scores[order]
+        return queries.astype(np.int64), documents.astype(np.int64), scores
+
+    def pairs(self) -> tuple[Strings, Strings, FloatArray]:
+        """Flat columns of every shown pair: query ids, document ids, scores; grouped by query."""
+        queries, documents, scores = self.rows()
+        query_ids, document_ids = self.queries.ids, self.documents.ids
+        return [query_ids[row] for row in queries], [document_ids[row] for row in documents], scores
+
+
+def _gather(scores: NDArray[np.floating], positions: IntArray) -> FloatArray:
+    """Gather and widen; the caller has checked the range, so clipping changes nothing and saves a second check."""
+    out: FloatArray = np.take(scores, positions, mode="clip").astype(np.float32, copy=False)
+    return out
+
+
+def _merge_parts(folder: Path, names: Sequence[str], spec: TeacherSpec) -> Merged:
+    keys, scores = [], []
+    for name in names:
+        data = sealed_bytes(folder / "parts" / f"{name}.parquet")
+        part = read_pair_part(folder, name, data)
+        keys.append((part.query_rows.astype(np.uint64) << np.uint64(32)) | part.document_rows)
+        scores.append(part.scores)
+    return merge(np.concatenate(keys), np.concatenate(scores), dtype=spec.dtype, where=str(folder), name=namer(folder))
+
+
+def _reopen(kind: type[PairScores], folder: Path) -> PairScores:
+    return kind.open(folder)
