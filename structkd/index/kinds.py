@@ -1,0 +1,346 @@
+"""Kinds of index by name: build, open, and the choice when the kind is "auto"."""
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structkd.errors import DataError, MissingExtraError, UsageError
+from structkd.ids import Ids, Texts
+from structkd.index.base import (
+    LexicalIndex,
+    Metric,
+    VectorIndex,
+    Vectors,
+    as_tensor,
+    check_dim,
+    check_metric,
+    prepare,
+    resolve_device,
+)
+from structkd.index.flat import FlatIndex
+from structkd.index.storage import Draft, IndexManifest, Stored, VectorWriter, check_ids, draft, open_stored
+from structkd.progress import note
+
+FLAT_LIMIT = 2_000_000  # above it, exact search is no longer the default (rule 11)
+_BLOCK = 8192
+_ANN_KINDS = ("faiss-flat", "ivf-sq8", "ivf-pq", "hnsw")
+_TEXT_KINDS = ("bm25",)
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How to build an index of vectors."""
+
+    kind: str = "auto"
+    "auto, flat, faiss-flat, ivf-sq8, ivf-pq or hnsw."
+
+    metric: str = "cosine"
+    "cosine (normalises inside), ip (inner product) or l2 (minus the squared distance)."
+
+    recall: float = 0.95
+    "Recall@10 against exact search that an approximate kind should reach."
+
+    memory: float | None = None
+    "Gigabytes that the index may take in memory when it is searched; only `auto` looks at it."
+
+    seed: int = 0
+    "Seed of the training sample and of the queries that recall is measured with."
+
+
+def build(
+    vectors: Vectors | Iterable[Vectors] | str | Path,
+    ids: Sequence[str] | Ids | None = None,
+    *,
+    kind: str = "auto",
+    metric: Metric = "cosine",
+    out: str | Path | None = None,
+    device: str = "auto",
+    recall: float = 0.95,
+    memory: float | None = None,
+    encoder: str | None = None,
+    seed: int = 0,
+) -> VectorIndex:
+    """Build an index of vectors and open it.
+
+    Args:
+        vectors: [count, dim] as array, tensor or .npy file (opened memory-mapped), or an iterable of such blocks, so
+            that what does not fit in memory can be indexed.
+        ids: one distinct document id per vector; row numbers when None.
+        kind: a key of INDEXES, or "auto": exact up to two million vectors or when a GPU holds them, ivf-sq8 above.
+        metric: cosine, ip or l2.
+        out: folder; an index that stands there is replaced when the new one is complete. None: a temporary folder that
+            goes with the index.
+        device: auto, cpu, cuda or cuda:N, for searching and training.
+        recall: recall@10 that an approximate kind should reach; what it reaches is in `manifest.recall`.
+        memory: gigabytes for searching, looked at by "auto".
+        encoder: fingerprint of the encoder, compared by `open(expect_encoder=...)`.
+        seed: of the training sample.
+
+    Raises:
+        DataError: no vectors, wrong shape, a value that is not finite, a zero vector under cosine (named by id), ids
+            that repeat or do not fit the count.
+        UsageError: an unknown kind or metric.
+        MissingExtraError: the kind needs faiss and it is not installed.
+        DeviceError: the device is not there.
+    """
+    options = IndexOptions(kind, metric, recall, memory, seed)
+    check_options(options)
+    target_device = resolve_device(device)
+    with _folder(out) as (folder, owner):
+        began = time.perf_counter()
+        target = draft(folder)
+        names = None if ids is None else ids if isinstance(ids, Ids) else Ids(ids, "document id")
+        count, dim, largest = _write_vectors(target, _blocks(vectors), metric, names)
+        table = check_ids(names, count)
+        target.ids(table)
+        chosen, reason = choose(options, count, dim, target_device) if kind == "auto" else (kind, None)
+        manifest = IndexManifest(
+            kind=chosen,
+            metric=metric,
+            count=count,
+            dim=dim,
+            normalized=metric == "cosine",
+            encoder=encoder,
+            corpus=table.fingerprint(),
+            reason=reason,
+            parameters={"largest_norm": largest, "seed": seed},
+        )
+        if chosen in _ANN_KINDS:
+            ann = _opener(chosen)
+            trained = ann.train(target, target.vectors(count, dim), manifest, recall=recall, device=target_device)
+            manifest = replace(manifest, parameters=manifest.parameters | trained.parameters, recall=trained.recall)
+        target.commit(replace(manifest, build_seconds=round(time.perf_counter() - began, 3)))
+        if reason:
+            note(f"index: {chosen} chosen: {reason}")
+        index = open_vectors(folder, device)
+        if owner is not None:
+            finalize(index, owner.cleanup)
+        return index
+
+
+def build_text(
+    documents: Texts, *, kind: str = "bm25", k1: float = 0.9, b: float = 0.4, out: str | Path | None = None
+) -> LexicalIndex:
+    """Build an index of texts and open it.
+
+    Args:
+        documents: texts under their ids, usually "title text".
+        kind: "bm25".
+        k1: saturation of the word count.
+        b: how much the document's length counts, 0 to 1.
+        out: folder; None: a temporary folder that goes with the index.
+
+    Raises:
+        DataError: no documents, or k1 or b out of range.
+        UsageError: an unknown kind.
+    """
+    if kind not in _TEXT_KINDS:
+        raise UsageError(f"kind {kind!r} is no text index; expected one of {', '.join(_TEXT_KINDS)}.")
+    if not len(documents):
+        raise DataError("found no documents; an index needs at least one.")
+    with _folder(out) as (folder, owner):
+        began = time.perf_counter()
+        target = draft(folder)
+        _opener(kind).write(target, documents, k1, b)
+        target.ids(documents.ids)
+        target.commit(
+            IndexManifest(
+                kind=kind,
+                metric=kind,
+                count=len(documents),
+                corpus=documents.ids.fingerprint(),
+                parameters={"k1": k1, "b": b, "stop_words": "english", "stemmer": "snowball english"},
+                build_seconds=round(time.perf_counter() - began, 3),
+            )
+        )
+        index = open_text(folder)
+        if owner is not None:
+            finalize(index, owner.cleanup)
+        return index
+
+
+def open(folder: str | Path, device: str = "auto", *, expect_encoder: str | None = None) -> VectorIndex | LexicalIndex:
+    """Open an index folder of either sort; vectors stay on disk, memory-mapped.
+
+    Raises:
+        DataError: no index there, written by another format version, or another encoder than `expect_encoder`.
+        CorruptFileError: a file is missing or cut.
+        MissingExtraError: the kind's engine is not installed.
+    """
+    stored = open_stored(folder, expect_encoder)
+    if stored.manifest.kind not in INDEXES:
+        raise DataError(f"{folder}: found kind {stored.manifest.kind!r}, expected one of {', '.join(INDEXES)}.")
+    return INDEXES[stored.manifest.kind](stored, device)
+
+
+def open_vectors(folder: str | Path, device: str = "auto", *, expect_encoder: str | None = None) -> VectorIndex:
+    """`open` for an index of vectors; DataError when it holds texts."""
+    index = open(folder, device, expect_encoder=expect_encoder)
+    if not isinstance(index, VectorIndex):
+        raise DataError(f"{folder}: found a {index.kind} index, which holds texts; expected an index of vectors.")
+    return index
+
+
+def open_text(folder: str | Path) -> LexicalIndex:
+    """`open` for an index of texts; DataError when it holds vectors."""
+    index = open(folder)
+    if isinstance(index, VectorIndex):
+        raise DataError(f"{folder}: found a {index.kind} index, which holds vectors; expected an index of texts.")
+    return index
+
+
+def check_options(options: IndexOptions) -> None:
+    """UsageError when a value is unknown or out of range."""
+    check_metric(options.metric)
+    kinds = ("auto", *(kind for kind in INDEXES if kind not in _TEXT_KINDS))
+    if options.kind not in kinds:
+        raise UsageError(f"kind {options.kind!r} is unknown for vectors; expected one of {', '.join(kinds)}.")
+    if not 0 < options.recall <= 1:
+        raise UsageError(f"recall is {options.recall}; expected more than 0 and at most 1.")
+    if options.memory is not None and not options.memory > 0:
+        raise UsageError(f"memory is {options.memory} gigabytes; expected more than 0.")
+
+
+def choose(options: IndexOptions, count: int, dim: int, device: torch.device) -> tuple[str, str]:
+    """The kind for "auto", and why, in one line.
+
+    Exact search up to two million vectors, or when a GPU holds them: it has recall 1 and no build. Above, ivf-sq8.
+    When the vectors exceed the memory that was allowed, a compressed kind that fits: ivf-sq8 (a quarter), else ivf-pq.
+    """
+    size = count * dim * 4 / 1e9
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if size * 1e9 < 0.7 * free:
+            return "flat", f"{count:,} vectors ({size:.2f} GB) fit on {device} ({free / 1e9:.1f} GB free); exact"
+    fits = options.memory is None or size <= options.memory
+    if count <= FLAT_LIMIT and fits:
+        return "flat", f"{count:,} vectors are at most {FLAT_LIMIT:,}; exact search on {device}"
+    why = (
+        f"{count:,} vectors exceed {FLAT_LIMIT:,}"
+        if fits
+        else f"{size:.2f} GB exceed the {options.memory:g} GB allowed"
+    )
+    if importlib.util.find_spec("faiss") is None:
+        return "flat", f"{why}, but faiss is not installed (pip install 'structkd[cpu]'); exact and slow"
+    if options.memory is not None and size / 4 > options.memory:
+        return "ivf-pq", f"{why}, and so do 8-bit codes ({size / 4:.2f} GB); 4-bit product codes"
+    return "ivf-sq8", f"{why}; 8-bit codes, recall measured"
+
+
+def _open_flat(stored: Stored, device: str) -> VectorIndex:
+    return FlatIndex(stored, device)
+
+
+def _open_ann(stored: Stored, device: str) -> VectorIndex:
+    index: VectorIndex = _opener(stored.manifest.kind).FaissIndex(stored, device)
+    return index
+
+
+def _open_bm25(stored: Stored, device: str) -> LexicalIndex:
+    index: LexicalIndex = _opener("bm25").Bm25Index(stored)
+    return index
+
+
+INDEXES: Mapping[str, Callable[[Stored, str], VectorIndex | LexicalIndex]] = {
+    "flat": _open_flat,
+    "faiss-flat": _open_ann,
+    "ivf-sq8": _open_ann,
+    "ivf-pq": _open_ann,
+    "hnsw": _open_ann,
+    "bm25": _open_bm25,
+}
+
+
+def _opener(kind: str) -> Any:
+    """The module of an optional engine, imported only when asked for.
+
+    Raises:
+        MissingExtraError: with the install line.
+    """
+    module, package, extra = {"bm25": ("lexical", "bm25s", "test")}.get(kind, ("ann", "faiss", "cpu"))
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(package, extra, f"the index kind {kind!r}")
+    return importlib.import_module(f"structkd.index.{module}")
+
+
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[tuple[Path, TemporaryDirectory[str] | None]]:
+    """The folder to build in; a temporary one comes with its owner and is removed at once when the build fails."""
+    if out is not None:
+        yield Path(out), None
+        return
+    owner = TemporaryDirectory(prefix="structkd-index-", ignore_cleanup_errors=True)
+    try:
+        yield Path(owner.name), owner
+    except BaseException:
+        owner.cleanup()
+        raise
+
+
+def _blocks(vectors: Vectors | Iterable[Vectors] | str | Path) -> Iterator[Tensor]:
+    """The vectors in blocks of bounded size."""
+    if isinstance(vectors, (str, Path)):
+        vectors = read_npy(vectors)
+    if isinstance(vectors, (np.ndarray, Tensor)):
+        whole = as_tensor(vectors)
+        yield from _cut(whole)
+        return
+    for block in vectors:
+        yield from _cut(as_tensor(block))
+
+
+def _cut(whole: Tensor) -> Iterator[Tensor]:
+    for start in range(0, len(whole), _BLOCK):
+        yield whole[start : start + _BLOCK]
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """A .npy file opened memory-mapped; DataError when it is none (pickled objects are refused)."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as a .npy array ({error}). Write it with numpy.save.") from None
+    return array
+
+
+def _write_vectors(
+    target: Draft, blocks: Iterator[Tensor], metric: Metric, names: Ids | None
+) -> tuple[int, int, float]:
+    """Check, normalise and store every block; count, dimension and the largest norm."""
+    dim, largest = 0, 0.0
+    with target.file("vectors", ".safetensors") as path, path.open("wb") as handle:
+        writer: VectorWriter | None = None
+        for block in blocks:
+            if writer is None and block.shape[1] == 0:
+                break
+            if writer is None:
+                dim = block.shape[1]
+                writer = VectorWriter(handle, dim)
+            check_dim(block.shape[1], dim, f"vectors from row {writer.count}")
+            base = writer.count
+            ready = prepare(block, metric, lambda row, base=base: _name(names, base + row), "document")  # type: ignore[misc]
+            if len(ready):
+                largest = max(largest, float(ready.double().norm(dim=1).max()))
+            writer.add(ready)
+        if writer is None or writer.count == 0:
+            raise DataError("found no vectors; an index needs at least one with at least one dimension.")
+        writer.close()
+        return writer.count, dim, largest
+
+
+def _name(names: Ids | None, row: int) -> str:
+    return repr(names[row]) if names is not None and row < len(names) else f"at row {row}"
