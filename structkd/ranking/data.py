@@ -77,7 +77,7 @@ def load(path: str | Path, split: str | None = None) -> Collection:
         path: the folder.
         split: which judgements; by default `qrels.tsv`, else `qrels/test.tsv`, else the only file in `qrels/`. With
             `qrels/SPLIT.tsv` and `SPLIT.json` the queries are those of the split. Training queries whose text repeats
-            a test query's are dropped, and a note says which.
+            a test query's are dropped, and a note says which. "all": the queries of every split, no judgements.
 
     Raises:
         DataError: with file and line: no JSON, a field missing, an id twice, a grade that is no whole number, a
@@ -90,6 +90,8 @@ def load(path: str | Path, split: str | None = None) -> Collection:
         )
     documents = _read_texts(folder / "corpus.jsonl", "document", titles=True)
     queries = _read_texts(folder / "queries.jsonl", "query", titles=False)
+    if split == "all":
+        return Collection(folder.name, _every_query(folder, queries), documents)
     if split is not None and (folder / f"{split}.json").is_file():
         own, qrels = _read_split_json(folder / f"{split}.json")
         collection = Collection(f"{folder.name}/{split}", own, documents, qrels)
@@ -113,6 +115,20 @@ def splits(path: str | Path) -> list[str]:
     folder = Path(path)
     files = [*folder.glob("qrels/*.tsv"), *(f for name in ("train", "dev") for f in folder.glob(f"{name}.json"))]
     return sorted(file.stem for file in files)
+
+
+def _every_query(folder: Path, queries: Texts) -> Texts:
+    """The queries of queries.jsonl and of each SPLIT.json; one id must not stand for two texts."""
+    merged = dict(zip(queries.ids, queries.texts, strict=True))
+    for name in splits(folder):
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            continue
+        own, _ = _read_split_json(path)
+        for query, text in zip(own.ids, own.texts, strict=True):
+            if merged.setdefault(query, text) != text:
+                raise DataError(f"{path}: query {query!r} has another text than in queries.jsonl. Rename one of them.")
+    return Texts(Ids(merged), list(merged.values()))
 
 
 def _qrels_file(folder: Path, split: str | None) -> Path | None:

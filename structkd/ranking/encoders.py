@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import uuid
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ TOKEN_BUDGET = 16_384
 "Tokens, padding included, that one forward pass takes when no gradient is kept; one text always fits."
 
 _MICRO_BUDGET = 4_096  # with gradient: small enough that sorting by length saves padding, large enough to fill a core
+_PAIR_BLOCK = 65_536  # pairs whose vectors are gathered at a time
 
 
 class TokenCache:
@@ -64,7 +66,44 @@ class TokenCache:
         return [self._kept[key] for key in keys]
 
 
-class BiScorer(nn.Module):
+class NeuralScorer(nn.Module, ABC):
+    """A Scorer that is a torch module.
+
+    Attributes:
+        kind: the name that `student` knows it by.
+        bounded: whether scores lie in [-1, 1] (cosine, or a model that normalises its vectors).
+        name: what the spec calls it.
+        encoded: how many sequences went through the encoder so far.
+    """
+
+    kind: str
+    name: str
+    encoded: int
+
+    @property
+    @abstractmethod
+    def bounded(self) -> bool:
+        """Whether scores lie in [-1, 1]."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> TeacherSpec:
+        """Identity of the scores."""
+
+    @abstractmethod
+    def forward(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
+        """Scores with gradient."""
+
+    @abstractmethod
+    def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
+        """Scores without gradient, float32 on the CPU."""
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that `open_scorer` reads, whole or not at all."""
+
+
+class BiScorer(NeuralScorer):
     """One shared encoder; the score is the similarity (dot or cosine) that the model declares.
 
     BERT_DOT (Hofstatter et al. 2020, section 3): a model without its own pooling gets the first token's vector, dot
@@ -72,8 +111,6 @@ class BiScorer(nn.Module):
 
     Attributes:
         model: the SentenceTransformer.
-        name: what the spec calls it.
-        encoded: how many texts went through the encoder so far.
     """
 
     kind = "dot"
@@ -135,9 +172,10 @@ class BiScorer(nn.Module):
         documents, document_of = np.unique(pairs.document_rows, return_inverse=True)
         query_vectors = self.encode_rows(pairs.queries, queries, "query")
         document_vectors = self.encode_rows(pairs.documents, documents, "document")
-        left = query_vectors[torch.as_tensor(query_of, device=query_vectors.device)]
-        right = document_vectors[torch.as_tensor(document_of, device=query_vectors.device)]
-        return (left * right).sum(-1)
+        left = torch.as_tensor(query_of, device=query_vectors.device)
+        right = torch.as_tensor(document_of, device=query_vectors.device)
+        parts = zip(torch.split(left, _PAIR_BLOCK), torch.split(right, _PAIR_BLOCK), strict=True)
+        return torch.cat([(query_vectors[q] * document_vectors[d]).sum(-1) for q, d in parts])
 
     @torch.no_grad()
     def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
@@ -224,17 +262,14 @@ class StaticScorer(BiScorer):
         return cls(SentenceTransformer(modules=[module], similarity_fn_name="cosine", device="cpu"), name="static")
 
 
-class CrossScorer(nn.Module):
+class CrossScorer(NeuralScorer):
     """BERT_CAT: query and document in one sequence, `[CLS] q [SEP] d [SEP]`; the score is the raw logit.
 
     Attributes:
         model: the CrossEncoder; a body without a head gets a fresh one of a single output.
-        name: what the spec calls it.
-        encoded: how many pairs went through the encoder so far.
     """
 
     kind = "cat"
-    bounded = False
 
     def __init__(
         self,
@@ -255,6 +290,11 @@ class CrossScorer(nn.Module):
         self.encoded = 0
         self._tokens = TokenCache(self._tokenise, capacity=200_000)
         self.to(pick_device(device))
+
+    @property
+    def bounded(self) -> bool:
+        """Logits are not."""
+        return False
 
     @property
     def spec(self) -> TeacherSpec:
@@ -325,7 +365,7 @@ def student(
     documents: Texts | None = None,
     max_length: int | None = None,
     seed: int = 0,
-) -> nn.Module:
+) -> NeuralScorer:
     """A student of one of the kinds that `STUDENTS` names.
 
     Args:
@@ -343,15 +383,17 @@ def student(
     return STUDENTS[kind](init, documents, max_length, seed)
 
 
-def _student_dot(init: str | Path | None, documents: Texts | None, max_length: int | None, seed: int) -> nn.Module:
+def _student_dot(init: str | Path | None, documents: Texts | None, max_length: int | None, seed: int) -> NeuralScorer:
     return BiScorer(_needed(init, "dot"), query_length=max_length, document_length=max_length)
 
 
-def _student_cat(init: str | Path | None, documents: Texts | None, max_length: int | None, seed: int) -> nn.Module:
+def _student_cat(init: str | Path | None, documents: Texts | None, max_length: int | None, seed: int) -> NeuralScorer:
     return CrossScorer(_needed(init, "cat"), max_length=max_length, seed=seed)
 
 
-def _student_static(init: str | Path | None, documents: Texts | None, max_length: int | None, seed: int) -> nn.Module:
+def _student_static(
+    init: str | Path | None, documents: Texts | None, max_length: int | None, seed: int
+) -> NeuralScorer:
     if init is not None:
         return StaticScorer(init, query_length=max_length, document_length=max_length)
     if documents is None:
@@ -359,14 +401,14 @@ def _student_static(init: str | Path | None, documents: Texts | None, max_length
     return StaticScorer.fresh(documents, seed=seed)
 
 
-STUDENTS: dict[str, Callable[[str | Path | None, Texts | None, int | None, int], nn.Module]] = {
+STUDENTS: dict[str, Callable[[str | Path | None, Texts | None, int | None, int], NeuralScorer]] = {
     "dot": _student_dot,
     "cat": _student_cat,
     "static": _student_static,
 }
 
 
-def open_scorer(folder: str | Path) -> nn.Module:
+def open_scorer(folder: str | Path) -> NeuralScorer:
     """The scorer that a folder (or hub id) holds: a CrossEncoder or a SentenceTransformer.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from structkd.errors import MissingScoreError, UsageError
 from structkd.files import sha256_file
 from structkd.ids import Pairs, Texts, fingerprint_fields
 from structkd.index.kinds import build_text
+from structkd.index.lexical import Bm25Index
 from structkd.objectives import ensembles
 from structkd.ranking.encoders import BiScorer, CrossScorer
 from structkd.scores.manifest import TeacherSpec
-from structkd.trec import Run, read_run
+from structkd.trec import read_run
 
 Combine = Literal["z-mean", "mean", "reciprocal-rank"]
 
@@ -74,7 +75,7 @@ class Bm25Scorer:
     """BM25 over one collection's documents; a document that shares no word with the query scores 0."""
 
     def __init__(self, documents: Texts, *, k1: float = 0.9, b: float = 0.4) -> None:
-        self._index = build_text(documents, k1=k1, b=b)
+        self._index = cast(Bm25Index, build_text(documents, k1=k1, b=b))
         self._documents = documents
         identity = {
             "k1": k1,

@@ -399,7 +399,10 @@ class _Loop:
 
     def _resume(self) -> None:
         path = self._checkpoint
-        if path is None or not path.is_file():
+        if path is None or self.run is None:
+            return
+        if not path.is_file():  # an interrupted run may have left lines, but nothing to continue from
+            (self.run.folder / "metrics.jsonl").unlink(missing_ok=True)
             return
         content = torch.load(path, map_location=self.accelerator.device, weights_only=True)
         if content["identity"] != self.identity:
@@ -410,7 +413,7 @@ class _Loop:
         self.student.load_state_dict(content["student"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.state, self.best = _State(**content["state"]), content["best"]
-        if self.run is not None and self.accelerator.is_main_process:  # drop the lines after the checkpoint
+        if self.accelerator.is_main_process:  # drop the lines after the checkpoint
             lines = "".join(_json_line(row) for row in self.state.history)
             write_text(self.run.folder / "metrics.jsonl", lines)
             note(f"continuing {self.run.folder} at step {self.state.step} of {self.total}")

@@ -1,0 +1,311 @@
+"""`structkd ranking`: teach, score, distill, evaluate, encode, mine."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from cyclopts import App, Parameter
+
+from structkd.cli.output import Common, Output, Table
+from structkd.errors import UsageError
+from structkd.files import atomic_path, write_json, write_text
+from structkd.progress import note
+from structkd.ranking import data
+from structkd.ranking.data import Collection
+from structkd.ranking.distill import DistillConfig, distill
+from structkd.ranking.encoders import BiScorer, open_scorer, student
+from structkd.ranking.evaluate import EvaluateConfig, evaluate_model, evaluate_run
+from structkd.ranking.negatives import MineConfig, bm25_candidates, mine
+from structkd.ranking.sources import Combine, EnsembleScorer, Scorer, open_teacher
+from structkd.ranking.teacher import TeacherConfig, score_pairs, teach
+from structkd.scores.cache import CachedScorer, StoredScorer
+from structkd.scores.pairs import PairScores
+from structkd.scores.store import open as open_store
+from structkd.trec import Run, read_run, write_run
+
+Config = TypeVar("Config", TeacherConfig, DistillConfig, MineConfig)
+
+app = App(name="ranking", help="Ranking models: cross-architecture distillation.")
+
+
+@app.command(name="teach")
+def teach_command(
+    *,
+    collection: str,
+    init: str,
+    out: Path,
+    split: str | None = None,
+    candidates: Path | None = None,
+    config: Annotated[TeacherConfig, Parameter(name="*")] = TeacherConfig(),
+    common: Common = Common(),
+) -> Output:
+    """Teach a cross-encoder from a collection's judgements.
+
+    Args:
+        collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
+        init: Starting weights: folder or hub id.
+        out: Run folder; the model goes to OUT/teacher.
+        split: Judgements to teach on; by default train when the collection has it.
+        candidates: Run that negatives are drawn from; BM25 by default.
+    """
+    loaded = _training_collection(collection, split)
+    first_stage = None if candidates is None else read_run(candidates)
+    result = teach(loaded, _seeded(config, common), init=init, candidates=first_stage, out=out)
+    found = {"run": str(out), "teacher": str(result.folder), **result.metrics}
+    return Output(found, lines=[f"teacher: {result.folder}", f"metrics: {result.metrics}"])
+
+
+@app.command(name="score")
+def score_command(
+    *,
+    collection: str,
+    teacher: tuple[str, ...],
+    out: Path,
+    candidates: Path | None = None,
+    split: str | None = None,
+    depth: int = 100,
+    common: Common = Common(),
+) -> Output:
+    """Fill a score cache with what a teacher says of candidate pairs; what is there is not asked again.
+
+    Args:
+        collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
+        teacher: cross-encoder:MODEL, bi-encoder:MODEL, run:FILE, order:FILE or bm25.
+        out: Folder of the cache; several teachers get one folder each inside it.
+        candidates: Run whose pairs are scored; BM25's first DEPTH by default.
+        split: Split whose queries are scored; every query that the candidates name by default.
+        depth: Candidates of each query, from the top.
+    """
+    loaded = _load(collection, split or ("all" if candidates is not None else None))
+    first_stage = bm25_candidates(loaded, depth) if candidates is None else read_run(candidates).cut(depth)
+    rows = []
+    for name in teacher:
+        scorer = open_teacher(name, loaded.documents)
+        folder = out if len(teacher) == 1 else out / scorer.spec.fingerprint[:12]
+        cached = score_pairs(scorer, loaded.pairs_of(first_stage), folder)
+        store = cached.store()
+        rows.append(
+            {
+                "teacher": name,
+                "store": str(folder),
+                "fingerprint": cached.spec.fingerprint,
+                "rows": len(store),
+                "asked": cached.asked,
+                "found": cached.found,
+            }
+        )
+    return Output({"stores": rows, **rows[0]}, tables=[Table("Teacher scores", rows)])
+
+
+@app.command(name="distill")
+def distill_command(
+    *,
+    collection: str,
+    out: Path,
+    student_kind: Annotated[str, Parameter(name="--student")] = "dot",
+    init: str | None = None,
+    teacher: tuple[str, ...] = (),
+    scores: tuple[Path, ...] = (),
+    candidates: Path | None = None,
+    split: str | None = None,
+    combine: Combine = "z-mean",
+    max_length: int | None = None,
+    config: Annotated[DistillConfig, Parameter(name="*")] = DistillConfig(),
+    common: Common = Common(),
+) -> Output:
+    """Distil a student from stored scores (--scores) or from teachers (--teacher, cached below OUT).
+
+    Args:
+        collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
+        out: Run folder; the student goes to OUT/student.
+        student_kind: dot, cat or static.
+        init: Starting weights: folder or hub id.
+        teacher: cross-encoder:MODEL, bi-encoder:MODEL, run:FILE, order:FILE or bm25; several are combined.
+        scores: Score caches or published scores; several are combined.
+        candidates: Run whose lists are trained on; the store's or run's own lists, else BM25's, by default.
+        split: Split whose queries are trained on; by default whatever the lists name.
+        combine: How several teachers become one.
+        max_length: Longest text in tokens; the model's own by default.
+    """
+    if bool(teacher) == bool(scores):
+        raise UsageError("give either --scores STORE or --teacher KIND:VALUE (each may be repeated).")
+    lists_given = bool(scores) or candidates is not None or any(":" in name and "run" in name for name in teacher)
+    loaded = _load(collection, split or _listed_split(collection, config, lists_given))
+    members: list[Scorer] = [StoredScorer(_pair_scores(folder)) for folder in scores]
+    for name in teacher:
+        scorer = open_teacher(name, loaded.documents)
+        members.append(CachedScorer(scorer, out / "scores" / scorer.spec.fingerprint[:12]))
+    start = student(student_kind, init, documents=loaded.documents, max_length=max_length, seed=common.seed)
+    chosen = None if candidates is None else read_run(candidates)
+    one = members[0] if len(members) == 1 else EnsembleScorer(members, combine)
+    result = distill(start, one, loaded, _seeded(config, common), candidates=chosen, out=out)
+    found = {
+        "run": str(out),
+        "student": str(out / "student"),
+        "steps": result.metrics["steps"],
+        "pairs_per_second": result.metrics["pairs_per_second"],
+        "best": result.metrics["best"],
+        "before": result.metrics["before"],
+        "target_transform": result.config.target_transform,
+        "student_scale": result.config.student_scale,
+        "asked": sum(member.asked for member in members if isinstance(member, CachedScorer)),
+    }
+    return Output(found, tables=[Table("Distilled", [_flat(found)])])
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    *,
+    collection: str,
+    model: str | None = None,
+    run: Path | None = None,
+    candidates: Path | None = None,
+    split: str | None = None,
+    config: Annotated[EvaluateConfig, Parameter(name="*")] = EvaluateConfig(),
+    per_query: Path | None = None,
+    common: Common = Common(),
+) -> Output:
+    """Measure a run (--run) or a model (--model) with ir-measures, ties broken by document id.
+
+    Args:
+        collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
+        model: Folder or hub id of a bi-encoder or cross-encoder.
+        run: TREC run or four-column run.
+        candidates: Run that the model re-ranks; BM25's by default.
+        split: Judgements to measure with; the test split by default.
+        per_query: JSON file for the values of each query.
+    """
+    if (model is None) == (run is None):
+        raise UsageError("give either --run FILE or --model FOLDER.")
+    loaded = _load(collection, split)
+    if run is not None:
+        result = evaluate_run(loaded, read_run(run), config.measures, drop_same_id=config.drop_same_id)
+    else:
+        first_stage = None if candidates is None else read_run(candidates)
+        if first_stage is None and config.mode == "rerank":
+            first_stage = bm25_candidates(loaded, min(config.depth, 100))
+            note(f"{loaded.name}: no --candidates; re-ranking BM25's first {min(config.depth, 100)}")
+        result = evaluate_model(
+            loaded,
+            open_scorer(str(model)),
+            mode=config.mode,
+            candidates=first_stage,
+            measures=config.measures,
+            depth=config.depth,
+            drop_same_id=config.drop_same_id,
+        )
+    if per_query is not None:
+        write_json(per_query, result.per_query)
+    found = {
+        "collection": collection,
+        "model": str(model or run),
+        "mode": config.mode if run is None else "retrieve",
+        "measures": result.measures,
+        "queries": result.queries,
+        "missing": result.missing,
+        "without_positive": result.without_positive,
+        "unjudged": result.unjudged,
+    }
+    row = {"model": found["model"], **result.measures, "queries": result.queries}
+    return Output(found, tables=[Table(f"{loaded.name}: {found['mode']}", [row])])
+
+
+@app.command(name="encode")
+def encode_command(
+    *,
+    collection: str,
+    model: str,
+    out: Path,
+    side: Literal["document", "query"] = "document",
+    split: str | None = None,
+    common: Common = Common(),
+) -> Output:
+    """Encode documents (or queries) with a bi-encoder into FILE.npy and FILE.txt, as `index build --vectors` reads.
+
+    Args:
+        collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
+        model: Folder or hub id of a bi-encoder.
+        out: The .npy file; ids go beside it with the ending .txt.
+        side: What to encode.
+        split: Split whose queries are encoded.
+    """
+    loaded = _load(collection, split)
+    scorer = open_scorer(model)
+    if not isinstance(scorer, BiScorer):
+        raise UsageError(f"{model}: a cross-encoder has no vectors; give a bi-encoder.")
+    texts = loaded.documents if side == "document" else loaded.queries
+    vectors = scorer.encode(texts.texts, side)
+    with atomic_path(out) as temporary, open(temporary, "wb") as handle:
+        np.save(handle, vectors)
+    ids = out.with_suffix(".txt")
+    write_text(ids, "".join(f"{identifier}\n" for identifier in texts.ids))
+    found = {"vectors": str(out), "ids": str(ids), "count": len(texts), "dim": int(vectors.shape[1])}
+    return Output(found, lines=[f"{found['count']} vectors of {found['dim']} numbers: {out}, ids: {ids}"])
+
+
+@app.command(name="mine")
+def mine_command(
+    *,
+    collection: str,
+    out: Path,
+    candidates: Path | None = None,
+    split: str | None = None,
+    config: Annotated[MineConfig, Parameter(name="*")] = MineConfig(),
+    common: Common = Common(),
+) -> Output:
+    """Mine negatives: candidates that are no judged positive and no copy of one, as a run.
+
+    Args:
+        collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
+        out: Run file to write; its scores are the candidates' order.
+        candidates: First stage; BM25 by default.
+        split: Judgements that say what a positive is; by default train when the collection has it.
+    """
+    loaded = _training_collection(collection, split)
+    first_stage = bm25_candidates(loaded, config.depth) if candidates is None else read_run(candidates)
+    mined = mine(loaded, first_stage, _seeded(config, common))
+    write_run(out, Run({query: (own, -np.arange(1.0, len(own) + 1)) for query, own in mined.items()}), tag="negatives")
+    total = sum(map(len, mined.values()))
+    found = {"run": str(out), "queries": len(mined), "negatives": total}
+    return Output(found, lines=[f"{total} negatives of {len(mined)} queries: {out}"])
+
+
+def _load(name: str, split: str | None) -> Collection:
+    return data.load(name, split)
+
+
+def _training_collection(name: str, split: str | None) -> Collection:
+    """The split asked for, else `train` where there is one."""
+    if split is None and Path(name).is_dir():
+        if "train" in data.splits(name):
+            split = "train"
+        else:
+            note(f"{name}: no training split; its only judgements are used. Do not evaluate on the same queries.")
+    return _load(name, split)
+
+
+def _listed_split(name: str, config: DistillConfig, lists_given: bool) -> str | None:
+    """Which queries distillation may meet: those of any split where lists are given, else the training split."""
+    if not Path(name).is_dir() or config.validate_on == "qrels":
+        return None
+    return "all" if lists_given else ("train" if "train" in data.splits(name) else None)
+
+
+def _pair_scores(folder: Path) -> PairScores:
+    store = open_store(folder)
+    if not isinstance(store, PairScores):
+        raise UsageError(f"{folder}: holds logits of nodes; ranking needs scores of pairs.")
+    return store
+
+
+def _seeded(config: Config, common: Common) -> Config:
+    return replace(config, seed=common.seed)
+
+
+def _flat(found: dict[str, Any]) -> dict[str, Any]:
+    """One table row: nested measures side by side."""
+    row = {key: value for key, value in found.items() if not isinstance(value, dict)}
+    row |= {f"{name} before": value for name, value in found["before"].items()}
+    row |= {f"{name} best": value for name, value in found["best"]["measures"].items()}
+    return row

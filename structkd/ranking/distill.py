@@ -1,0 +1,381 @@
+"""Distillation: a teacher's scores of candidate lists -> a student of any architecture."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from structkd.errors import DataError, UsageError
+from structkd.files import read_json, write_json
+from structkd.ids import Pairs, fingerprint_json
+from structkd.objectives import OBJECTIVES, targets
+from structkd.progress import note
+from structkd.ranking.data import Collection, hold_out
+from structkd.ranking.encoders import open_scorer, weights_sha256
+from structkd.ranking.negatives import bm25_candidates
+from structkd.ranking.sources import RunScorer, Scorer
+from structkd.ranking.teacher import mean_ndcg, ndcg_of, training_figure
+from structkd.ranking.train import Batch, FitConfig, FitResult, Lists, clear_checkpoint, fit, lists_of, scored_grid
+from structkd.runs import Figure, Run, Series, plain
+from structkd.scores.cache import CachedScorer, StoredScorer
+from structkd.trec import Run as RankedRun
+
+SOFTMAX_OBJECTIVES = frozenset(
+    {"balanced-kl", "jeffreys", "jensen-shannon", "kl", "listnet", "plackett-luce", "reverse-kl"}
+)
+"Objectives that turn teacher scores into probabilities, so that their scale is a temperature."
+
+ORDER_ONLY = frozenset({"hinge", "listmle", "ranknet"})
+"Objectives that read only the order of the teacher's scores."
+
+Transform = Literal["auto", "none", "standardise", "min-max", "rank"]
+_LOGITS = (0.3, 10.0)  # spread within a list that a soft-max at temperature 1 is made for
+_GAP = 30.0  # ratio of spreads beyond which margins cannot be matched
+
+
+@dataclass(frozen=True)
+class DistillConfig(FitConfig):
+    """How a student is distilled."""
+
+    objective: str = "margin-mse"
+    "Name in structkd.objectives.OBJECTIVES, or a weighted sum such as kl:1.0,margin-mse:0.5."
+
+    margins: Literal["all", "first", "centred"] = "all"
+    "margin-mse: all pairs of a list, or each against its first document."
+
+    target_transform: Transform = "auto"
+    """Teacher scores before the objective, list by list. auto: none, except under a soft-max objective when the
+    teacher's scores spread far outside the range of logits; then standardise. What was chosen is printed and written
+    to config.toml."""
+
+    temperature: float = 1.0
+    "Soft-max objectives: temperature of the teacher (after the transform)."
+
+    student_temperature: float = 1.0
+    "Soft-max objectives: temperature of the student."
+
+    student_scale: float = 0.0
+    "Factor on the student's scores in the objective; 0: 20 for scores within [-1, 1] (cosine), else 1."
+
+    candidates: int = 32
+    "Candidates per query from BM25, where neither a store nor a run gives lists."
+
+    held_out: float = 0.1
+    "Share of the queries that choose the checkpoint instead of being trained on."
+
+    validate_on: Literal["teacher", "qrels", "none"] = "teacher"
+    "What held-out queries are measured with: agreement with the teacher's first ten, or the collection's judgements."
+
+    learning_rate: float = 1e-4
+    "Peak learning rate (Adam)."
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """A distilled student.
+
+    Attributes:
+        student: the scorer, with the weights of the best validation.
+        history: what the loop logged.
+        metrics: steps, pairs_per_second, before, after and best {step, measures}.
+        run: the run folder, None when `out` was not given.
+        config: the configuration with every automatic choice made.
+    """
+
+    student: Any
+    history: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    run: Path | None
+    config: DistillConfig
+
+
+class Student(Protocol):
+    """A trainable scorer: a torch module of `structkd.ranking.encoders`, or one with the same methods."""
+
+    bounded: bool
+
+    def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
+        """Scores without gradient."""
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Write what `open_scorer` reads."""
+        ...
+
+
+def distill(
+    student: Any,
+    teacher: Scorer,
+    collection: Collection,
+    config: DistillConfig = DistillConfig(),
+    *,
+    candidates: RankedRun | None = None,
+    out: str | Path | None = None,
+) -> DistillResult:
+    """Train `student` in place on the teacher's scores of candidate lists.
+
+    The lists are `candidates`, else those of a stored teacher or a run, else BM25's. The teacher is asked once, before
+    training; judgements are not used (but see `validate_on`). With `out` the run can be killed and started again, and a
+    finished run with the same inputs is returned as it is.
+
+    Args:
+        student: a scorer from `ranking.student`.
+        teacher: a Scorer; CachedScorer and StoredScorer ask no model for what is stored.
+        collection: texts of the lists' queries and documents; lists of other queries are left out with a note.
+        config: settings.
+        candidates: lists to train on.
+        out: run folder.
+
+    Raises:
+        UsageError: an unknown objective, a setting out of range, `out` holds another run.
+        DataError: no list left, or documents of a list missing in the collection.
+        MissingScoreError: a stored teacher lacks pairs of `candidates`.
+    """
+    weights = parse_objective(config.objective)
+    raw = scored_lists(teacher, collection, config, candidates)
+    config = resolve(config, weights, raw, student)
+    lists = transformed(raw, config.target_transform)
+    identity = fingerprint_json([plain(config), lists.fingerprint(), weights_sha256(student)])
+    if out is not None and (done := _finished(Path(out), identity)) is not None:
+        return done
+    run = None if out is None else Run.create(out, "ranking distill", config, config.seed)
+    training, held = _split(raw, lists, config)
+    measure, valid = validation_lists(held, collection, config)
+    loss_of = objective_of(weights, config)
+    validate = (lambda: mean_ndcg(student, valid)) if len(valid) else None
+    result = fit(student, training, loss_of, config, validate=validate, run=run)
+    metrics = _metrics(result, measure)
+    if run is not None:
+        _write(run, student, result, metrics, identity, measure, valid, held)
+    return DistillResult(student, result.history, metrics, None if run is None else run.folder, config)
+
+
+def parse_objective(text: str) -> dict[str, float]:
+    """`a` or `a:1.0,b:0.5` -> name: weight.
+
+    Raises:
+        UsageError: an unknown name, a weight that is no positive number, a name twice.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.strip().partition(":")
+        if name not in OBJECTIVES or name in weights:
+            known = ", ".join(sorted(OBJECTIVES))
+            raise UsageError(f"objective {name!r} in {text!r} is unknown or named twice; expected one of {known}.")
+        try:
+            weights[name] = float(number) if number else 1.0
+        except ValueError:
+            weights[name] = 0.0
+        if not 0 < weights[name] < float("inf"):
+            raise UsageError(f"objective {name!r}: weight {number!r} must be a positive number.")
+    return weights
+
+
+def scored_lists(teacher: Scorer, collection: Collection, config: DistillConfig, candidates: RankedRun | None) -> Lists:
+    """The training lists with the teacher's raw scores as targets.
+
+    Lists of fewer than two documents carry no information and are left out.
+    """
+    wanted = candidates or _own_lists(teacher) or bm25_candidates(collection, config.candidates)
+    known = [query for query in wanted.lists if query in collection.queries.ids]
+    if len(known) < len(wanted.lists):
+        note(f"{collection.name}: {len(wanted.lists) - len(known)} lists are of queries that are not in it, left out")
+    lists = []
+    for query in known:
+        documents = wanted.lists[query][0]
+        rows = collection.documents.ids.rows(documents, f"{collection.name}: documents of the list of {query!r}")
+        if len(rows) > 1:
+            lists.append((int(collection.queries.ids.rows([query])[0]), rows))
+    if not lists:
+        raise DataError(
+            f"{collection.name}: none of {len(wanted.lists)} lists has two documents or more and a query of the "
+            "collection. Were the scores made for another collection, or another --split?"
+        )
+    empty = lists_of(collection.queries, collection.documents, lists)
+    scores = teacher.score(empty.pairs()).detach().cpu().float().numpy()
+    return dataclasses.replace(empty, targets=scores)
+
+
+def _own_lists(teacher: Scorer) -> RankedRun | None:
+    """The lists that a stored teacher or a run brings along."""
+    if isinstance(teacher, RunScorer):
+        return teacher.run
+    if isinstance(teacher, CachedScorer):
+        return _own_lists(teacher.scorer)
+    if isinstance(teacher, StoredScorer):
+        store = teacher.store()
+        return RankedRun({query: (list(ids), np.asarray(s, np.float64)) for query, ids, s in _stored_lists(store)})
+    members: Sequence[Scorer] = getattr(teacher, "members", [])
+    return next((own for own in map(_own_lists, members) if own is not None), None)
+
+
+def _stored_lists(store: Any) -> list[tuple[str, Sequence[str], NDArray[np.float32]]]:
+    return [(str(query), *store.list(query)) for query in store.query_ids]
+
+
+def resolve(config: DistillConfig, weights: Mapping[str, float], lists: Lists, student: Student) -> DistillConfig:
+    """The configuration with its automatic choices made; scale trouble is said, with the cure.
+
+    Spread is the median over lists of the standard deviation within a list.
+    """
+    scale = config.student_scale or (20.0 if student.bounded else 1.0)
+    spread = _spread(lists.targets, lists)
+    transform: Transform = config.target_transform
+    if transform == "auto":
+        soft = bool(set(weights) & SOFTMAX_OBJECTIVES)
+        transform = "standardise" if soft and not _LOGITS[0] <= spread <= _LOGITS[1] else "none"
+        if transform != "none":
+            note(
+                f"teacher scores spread by {spread:.3g} within a list, far from logits: --target-transform auto chose "
+                "standardise (each list to mean 0, deviation 1). Give --target-transform none to train on raw scores."
+            )
+    if transform == "none" and set(weights) - SOFTMAX_OBJECTIVES - ORDER_ONLY:
+        probe = lists.take(range(min(len(lists), 16)))
+        own = scale * _spread(student.score(probe.pairs()).numpy(), probe)
+        if spread > 0 and not 1 / _GAP <= own / spread <= _GAP:
+            note(
+                f"scale trouble: the teacher's scores spread by {spread:.3g} within a list, the student's by "
+                f"{own:.3g}; margins cannot match. Try --target-transform standardise (or set --student-scale)."
+            )
+    return dataclasses.replace(config, target_transform=transform, student_scale=scale)
+
+
+def transformed(lists: Lists, transform: Transform) -> Lists:
+    """The lists with transformed targets, each list by itself (before any cut into shorter ones)."""
+    if transform in ("none", "auto"):
+        return lists
+    rules: dict[str, Callable[[Tensor], Tensor]] = {
+        "standardise": targets.standardise,
+        "rank": targets.rank,
+        "min-max": min_max,
+    }
+    values = np.empty_like(lists.targets)
+    for low, high in zip(lists.offsets[:-1], lists.offsets[1:], strict=True):
+        values[low:high] = rules[transform](torch.from_numpy(lists.targets[None, low:high]))[0].numpy()
+    return dataclasses.replace(lists, targets=values)
+
+
+def min_max(scores: Float[Tensor, "lists items"]) -> Float[Tensor, "lists items"]:
+    """(t - min) / (max - min) of each list; a constant list becomes 0."""
+    low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
+    return (scores - low) / (high - low).clamp(min=torch.finfo(scores.dtype).tiny)
+
+
+def objective_of(weights: Mapping[str, float], config: DistillConfig) -> Callable[[nn.Module, Batch], Tensor]:
+    """The weighted sum of objectives as the loop's `loss_of`."""
+
+    def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+        scores = config.student_scale * scored_grid(model, batch)
+        total = scores.new_zeros(())
+        for name, weight in weights.items():
+            own: dict[str, Any] = {"pairs": config.margins} if name == "margin-mse" else {}
+            if name in ("kl", "reverse-kl", "jensen-shannon", "jeffreys"):
+                own = {"temperature": config.temperature, "student_temperature": config.student_temperature}
+            elif name == "plackett-luce":
+                own = {"temperature": config.temperature}
+            total = total + weight * OBJECTIVES[name](scores, batch.targets, mask=batch.mask, **own)
+        return total
+
+    return loss_of
+
+
+def validation_lists(held: Lists, collection: Collection, config: DistillConfig) -> tuple[str, Lists]:
+    """(name of the measure, lists whose targets are grades).
+
+    "teacher": grades 10, 9, ..., 1 for the teacher's first ten documents, 0 below. "qrels": the judgements.
+    """
+    grades = np.zeros_like(held.targets)
+    for low, high in zip(held.offsets[:-1], held.offsets[1:], strict=True):
+        if config.validate_on == "teacher":
+            best = np.argsort(-held.targets[low:high], kind="stable")[:10]
+            grades[low:high][best] = np.arange(10, 10 - len(best), -1)
+    if config.validate_on == "qrels":
+        pairs = held.pairs()
+        judged = zip(pairs.query_ids, pairs.document_ids, strict=True)
+        grades = np.asarray([max(0, collection.qrels.get(q, {}).get(d, 0)) for q, d in judged], dtype=np.float32)
+        if len(grades) and not grades.any():
+            raise DataError(f"{collection.name}: no held-out query has a judged document; use --validate-on teacher.")
+    if config.validate_on == "none":
+        held, grades = held.take([]), np.empty(0, dtype=np.float32)
+    name = "nDCG@10" if config.validate_on == "qrels" else "teacher nDCG@10"
+    return name, dataclasses.replace(held, targets=grades)
+
+
+def _split(raw: Lists, lists: Lists, config: DistillConfig) -> tuple[Lists, Lists]:
+    """(training lists with transformed targets, held-out lists with raw ones)."""
+    queries = [lists.queries.ids[row] for row in lists.query_rows]
+    _, held = hold_out(queries, config.held_out if config.validate_on != "none" else 0.0, config.seed)
+    chosen = set(held)
+    training = lists.take([i for i, query in enumerate(queries) if query not in chosen])
+    return training, raw.take([i for i, query in enumerate(queries) if query in chosen])
+
+
+def _spread(scores: NDArray[np.float32], lists: Lists) -> float:
+    """Median over lists of the standard deviation within a list."""
+    bounds = zip(lists.offsets[:-1], lists.offsets[1:], strict=True)
+    return float(np.median([scores[low:high].astype(np.float64).std() for low, high in bounds]))
+
+
+def _metrics(result: FitResult, measure: str) -> dict[str, Any]:
+    before = next((row["valid"] for row in result.history if "valid" in row), None)
+    measures = {} if result.best_value is None else {measure: result.best_value}
+    return {
+        "steps": result.steps,
+        "pairs_per_second": round(result.pairs_per_second, 2),
+        "before": {} if before is None else {measure: before},
+        "best": {"step": result.best_step, "measures": measures},
+    }
+
+
+def _write(
+    run: Run,
+    student: Student,
+    result: FitResult,
+    metrics: dict[str, Any],
+    identity: str,
+    measure: str,
+    valid: Lists,
+    held: Lists,
+) -> None:
+    """Save the student, the figures and, last, that the run is complete."""
+    student.save(run.folder / "student")
+    run.write_figure("training", training_figure(result, measure))
+    if len(valid):
+        scores = student.score(held.pairs()).numpy()
+        note_value = f"held-out agreement {ndcg_of(scores, valid):.4f}"
+        series = [Series("teacher", [], _standard(held.targets)), Series("student", [], _standard(scores))]
+        title = "Scores on held-out lists (standardised)"
+        run.write_figure("scores", Figure("histogram", title, "score", "pairs", series, note_value))
+    clear_checkpoint(run)
+    run.finish(metrics)
+    write_json(run.folder / "distill.json", {"identity": identity, "history": result.history})
+
+
+def _standard(scores: NDArray[np.float32]) -> list[float]:
+    values = scores.astype(np.float64)
+    deviation = values.std() or 1.0
+    return [float(value) for value in (values - values.mean()) / deviation]
+
+
+def _finished(folder: Path, identity: str) -> DistillResult | None:
+    """The result of a finished run with the same inputs; UsageError when the folder holds another one's."""
+    if not (folder / "distill.json").is_file():
+        return None
+    kept = read_json(folder / "distill.json")
+    if kept["identity"] != identity:
+        raise UsageError(
+            f"{folder}: holds a finished distillation with other settings, scores or starting weights. "
+            "Give another --out, or remove that folder."
+        )
+    run = Run.open(folder)
+    note(f"{folder}: finished already with the same inputs; nothing to do")
+    student = open_scorer(folder / "student")
+    config = DistillConfig(**run.config())
+    return DistillResult(student, kept["history"], run.info["summary"], folder, config)
