@@ -1,1 +1,33 @@
-"""Placeholder."""
+"""Graph half: node classifiers, from GNN teachers to MLP students."""
+
+from structkd.graph.bench import BenchConfig, bench
+from structkd.graph.data import GraphTask
+from structkd.graph.datasets import DatasetConfig, load
+from structkd.graph.distill import METHODS, DistillConfig, DistillResult, distill
+from structkd.graph.latency import Latency, latency
+from structkd.graph.spectrum import Spectrum, spectrum
+from structkd.graph.storage import evaluate_saved
+from structkd.graph.teacher import Teacher, TeacherConfig, read_scores, score_nodes, teacher_spec, train_teacher
+
+__all__ = [
+    "METHODS",
+    "BenchConfig",
+    "DatasetConfig",
+    "DistillConfig",
+    "DistillResult",
+    "GraphTask",
+    "Latency",
+    "Spectrum",
+    "Teacher",
+    "TeacherConfig",
+    "bench",
+    "distill",
+    "evaluate_saved",
+    "latency",
+    "load",
+    "read_scores",
+    "score_nodes",
+    "spectrum",
+    "teacher_spec",
+    "train_teacher",
+]

@@ -1,0 +1,191 @@
+"""structkd graph: teach, score, distill, bench, evaluate, spectrum, latency."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from structkd import graph
+from structkd.cli.output import Common, Output, Table
+from structkd.errors import UsageError
+from structkd.graph.storage import load_student, load_teacher, save_student, save_teacher
+from structkd.runs import Run
+
+app = App(name="graph", help="Node classifiers: graph teachers to MLP students.")
+
+Setting = Literal["transductive", "inductive", "production"]
+TeacherFlags = Annotated[graph.TeacherConfig, Parameter(name="*")]
+StudentFlags = Annotated[graph.DistillConfig, Parameter(name="*")]
+DatasetFlags = Annotated[graph.DatasetConfig, Parameter(name="*")]
+
+
+@app.command
+def teach(
+    *, data: DatasetFlags, out: Path, config: TeacherFlags = graph.TeacherConfig(), common: Common = Common()
+) -> Output:
+    """Train a graph teacher and keep its weights.
+
+    Parameters
+    ----------
+    out: run folder.
+    """
+    task = data.load(common.seed)
+    teacher = graph.train_teacher(task, config, common.seed)
+    run = Run.create(out, "graph teach", {**vars(data), **teacher.config.identity()}, common.seed)
+    save_teacher(teacher, out)
+    for line in teacher.fit.history if teacher.fit is not None else ():
+        run.log(**line)
+    run.finish(teacher.metrics)
+    value = {"run": str(out), "teacher": teacher.config.model, "metrics": teacher.metrics}
+    return Output(value, [Table(f"{task.name}, {task.split} split", [teacher.metrics])])
+
+
+@app.command
+def score(*, data: DatasetFlags, teacher: Path, out: Path, common: Common = Common()) -> Output:
+    """Write a trained teacher's logits of every node into a score cache.
+
+    Parameters
+    ----------
+    teacher: folder that `graph teach` wrote.
+    out: folder of the score cache.
+    """
+    task = data.load(common.seed)
+    found = graph.score_nodes(load_teacher(teacher, task), task, out)
+    nodes, classes = found.logits.shape
+    value = {"store": str(out), "nodes": int(nodes), "classes": int(classes), "fingerprint": found.spec.fingerprint}
+    return Output(value, lines=[f"{nodes} nodes x {classes} classes in {out}"])
+
+
+@app.command
+def distill(
+    *,
+    data: DatasetFlags,
+    scores: Path | None = None,
+    out: Path,
+    config: StudentFlags = graph.DistillConfig(),
+    common: Common = Common(),
+) -> Output:
+    """Train an MLP student from cached logits.
+
+    Parameters
+    ----------
+    scores: score cache of a teacher (not needed for --method mlp).
+    out: run folder; the student is kept there.
+    """
+    task = data.load(common.seed)
+    if scores is None and config.method != "mlp":
+        raise UsageError(f"--method {config.method} needs --scores DIR, a cache that `structkd graph score` wrote.")
+    logits = graph.read_scores(scores, task) if scores is not None else None
+    run = Run.create(out, "graph distill", {**vars(data), **vars(config.resolved(task))}, common.seed)
+    result = graph.distill(task, logits, config, common.seed, run)
+    save_student(result.student, result.config, out)
+    value = {"run": str(out), "method": config.method, "input_class": result.input_class, "metrics": result.metrics}
+    return Output(value, [Table(f"{task.name}: {config.method}", [result.metrics])])
+
+
+@app.command
+def bench(
+    *,
+    data: DatasetFlags,
+    teacher: str = "gcn",
+    methods: str = "mlp,glnn,ff-g2m",
+    seeds: int = 1,
+    out: Path | None = None,
+    common: Common = Common(),
+) -> Output:
+    """Compare methods over seeds with one shared teacher per seed; continues where it was interrupted.
+
+    Parameters
+    ----------
+    teacher: gcn, sage, gat, appnp, or scores:DIR for logits made elsewhere.
+    methods: comma list of methods.
+    seeds: how many seeds, counted from --seed.
+    out: run folder; by default a cache folder derived from the dataset and protocol.
+    """
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds}: expected 1 or more.")
+    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    chosen = tuple(range(common.seed, common.seed + seeds))
+    config = graph.BenchConfig(
+        data.dataset, data.data_root, data.split, data.setting, teacher=teacher, methods=names, seeds=chosen
+    )
+    value = graph.bench(config, out)
+    title = f"{value['dataset']}, {value['split']} split, {value['setting']}, teacher {teacher}, {seeds} seeds"
+    shown = [{key: item for key, item in row.items() if key not in ("test", "teacher")} for row in value["rows"]]
+    return Output(value, [Table(title, shown)])
+
+
+@app.command
+def evaluate(*, data: DatasetFlags, model: Path, common: Common = Common()) -> Output:
+    """Accuracy of a saved student (or teacher) on the test nodes of its task.
+
+    Parameters
+    ----------
+    model: folder that `graph distill` or `graph teach` wrote.
+    """
+    task = data.load(common.seed)
+    metrics = graph.evaluate_saved(model, task)
+    value = {"dataset": task.name, "split": task.split, "setting": task.setting, "model": str(model), **metrics}
+    return Output(value, [Table(f"{task.name}, {task.split} split", [metrics])])
+
+
+@app.command
+def spectrum(
+    *,
+    data: DatasetFlags,
+    scores: Path,
+    methods: str = "glnn,ff-g2m",
+    every: int = 5,
+    out: Path,
+    common: Common = Common(),
+) -> Output:
+    """How far each band of the teacher reaches the student, epoch by epoch, with plots for `structkd report`.
+
+    Parameters
+    ----------
+    scores: score cache of a teacher.
+    methods: comma list of methods.
+    every: epochs between two points of a curve.
+    out: run folder.
+    """
+    task = data.load(common.seed)
+    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    found = graph.spectrum(task, graph.read_scores(scores, task), names, every=every, seed=common.seed)
+    run = Run.create(out, "graph spectrum", {**vars(data), "methods": methods, "every": every}, common.seed)
+    for name, figure in found.figures().items():
+        run.write_figure(name, figure)
+    rows = [{"method": name, **metrics} for name, metrics in found.metrics.items()]
+    run.write_table("bands", "Agreement with the teacher per band", rows)
+    run.finish({"rows": rows})
+    value = {"run": str(out), "curves": found.curves, "energies": found.energies, "rows": rows}
+    return Output(value, [Table(f"{task.name}: agreement with the teacher", rows)])
+
+
+@app.command
+def latency(
+    *,
+    data: DatasetFlags,
+    teacher: Path,
+    student: Path,
+    batches: str = "1,10",
+    repeats: int = 30,
+    common: Common = Common(),
+) -> Output:
+    """Time per request of teacher (its neighbour fetch included) and student on the same nodes.
+
+    Parameters
+    ----------
+    teacher: folder that `graph teach` wrote.
+    student: folder that `graph distill` wrote.
+    batches: nodes per request, a comma list; the speedup is of the last.
+    repeats: requests per size.
+    """
+    try:
+        sizes = [int(part) for part in batches.split(",")]
+    except ValueError:
+        raise UsageError(f"--batches {batches!r}: expected whole numbers, as in 1,10.") from None
+    task = data.load(common.seed)
+    found = graph.latency(task, load_teacher(teacher, task), load_student(student), sizes, repeats, common.seed)
+    rows = list(found.rows)
+    value = {"rows": rows, "speedup": found.speedup}
+    return Output(value, [Table(f"{task.name}: time per request", rows)], [f"speedup {found.speedup:.1f}x"])

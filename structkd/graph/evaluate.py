@@ -1,0 +1,69 @@
+"""What is reported: accuracy or ROC AUC on a mask, and agreement with the teacher per band."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
+from torch import Tensor
+
+from structkd.errors import DataError
+from structkd.graph.data import UNKNOWN, GraphTask, Metric
+
+
+def accuracy(
+    logits: Float[Tensor, "nodes classes"], labels: Int[Tensor, " nodes"], mask: Bool[Tensor, " nodes"]
+) -> float:
+    """Share of masked nodes whose largest logit is the label's."""
+    if not bool(mask.any()):
+        raise DataError("accuracy of no node: the mask is empty.")
+    return float((logits[mask].argmax(dim=1) == labels[mask]).to(torch.float64).mean())
+
+
+def roc_auc(
+    logits: Float[Tensor, "nodes classes"], labels: Int[Tensor, " nodes"], mask: Bool[Tensor, " nodes"]
+) -> float:
+    """Chance that a positive (class 1) outranks a negative by logit_1 - logit_0; ties count half.
+
+    Raises:
+        DataError: not two classes, or only one of them among the masked nodes.
+    """
+    if logits.shape[1] != 2:
+        raise DataError(f"ROC AUC needs 2 classes; found {logits.shape[1]}. Use accuracy.")
+    positive = (labels[mask] == 1).numpy()
+    if positive.all() or not positive.any():
+        raise DataError(f"ROC AUC of {len(positive)} nodes of one class; both must occur.")
+    ranks = rankdata((logits[mask, 1] - logits[mask, 0]).to(torch.float64).numpy())
+    count = int(positive.sum())
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
+
+
+def metric_of(
+    logits: Float[Tensor, "nodes classes"],
+    labels: Int[Tensor, " nodes"],
+    mask: Bool[Tensor, " nodes"],
+    metric: Metric = "accuracy",
+) -> float:
+    """The task's metric on a mask."""
+    if bool((labels[mask] == UNKNOWN).any()):
+        raise DataError("some nodes to evaluate have no label here; test labels are blank in a task's observed view.")
+    return roc_auc(logits, labels, mask) if metric == "roc_auc" else accuracy(logits, labels, mask)
+
+
+def report(task: GraphTask, logits: Float[Tensor, "nodes classes"]) -> dict[str, float]:
+    """test, and in the inductive and production settings ind, tran, prod = 0.2 ind + 0.8 tran.
+
+    `logits` are those of the weights of best validation: the caller has no other.
+    """
+    out = {"test": metric_of(logits, task.y, task.test, task.metric)}
+    if bool(task.hidden.any()):
+        out["ind"] = metric_of(logits, task.y, task.hidden, task.metric)
+    if task.setting == "production":
+        out["tran"] = metric_of(logits, task.y, task.test & ~task.hidden, task.metric)
+        out["prod"] = 0.2 * out["ind"] + 0.8 * out["tran"]
+    return out
+
+
+def confidence(logits: Float[np.ndarray, "nodes classes"]) -> Float[np.ndarray, " nodes"]:
+    """Largest probability of each node."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(1.0 / np.exp(shifted).sum(axis=1))

@@ -1,0 +1,176 @@
+"""Teachers (GCN, SAGE, GAT, APPNP) and MLP students; the first layer multiplies sparse features as they are."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import dropout, elu, relu
+from torch_geometric.nn import GATConv
+
+from structkd.errors import UsageError
+from structkd.graph.data import Features, GraphTask
+from structkd.graph.sparse import SparseMatrix
+from structkd.graph.spectral import propagation
+
+Logits = Float[Tensor, "nodes classes"]
+
+
+class Linear(nn.Module):
+    """x @ weight + bias for dense or sparse x; weight is [inputs, outputs]."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, glorot: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        bound = math.sqrt(6 / (inputs + outputs)) if glorot else 1 / math.sqrt(max(1, inputs))
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None and not glorot:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Features) -> Tensor:
+        """Outputs [rows, outputs]."""
+        product = x.product(self.weight) if isinstance(x, SparseMatrix) else x @ self.weight
+        return product if self.bias is None else product + self.bias
+
+
+class Mlp(nn.Module):
+    """The student: Linear, ReLU, dropout between layers, no norm; x -> logits, no graph."""
+
+    def __init__(self, inputs: int, hidden: int, classes: int, layers: int = 2, dropout: float = 0.5) -> None:
+        super().__init__()
+        if layers < 1:
+            raise UsageError(f"layers {layers}: expected 1 or more.")
+        self.widths = [inputs, *[hidden] * (layers - 1), classes]
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(self.widths))
+        self.dropout = dropout
+
+    def forward(self, x: Features) -> Logits:
+        """Logits of each row."""
+        for layer in self.layers[:-1]:
+            x = dropout(relu(layer(x)), self.dropout, self.training)
+        out: Tensor = self.layers[-1](x)
+        return out
+
+
+class _Convolutions(nn.Module):
+    """Linear maps with a constant propagation after each; ReLU and dropout between."""
+
+    self_loops = 1.0
+    normalisation: Any = "symmetric"
+
+    def __init__(self, inputs: int, hidden: int, classes: int, layers: int, dropout: float, heads: int = 1) -> None:
+        super().__init__()
+        widths = [inputs, *[hidden] * (layers - 1), classes]
+        self.layers = nn.ModuleList(Linear(a, b, glorot=True) for a, b in pairwise(widths))
+        self.dropout = dropout
+
+    def prepare(self, task: GraphTask) -> SparseMatrix:
+        """The propagation matrix of a task."""
+        return propagation(task, self.self_loops, self.normalisation)
+
+    def forward(self, x: Features, graph: SparseMatrix) -> Logits:
+        """Logits of each node."""
+        out: Any = x
+        for layer in self.layers:
+            if layer is not self.layers[0]:
+                out = dropout(relu(out), self.dropout, self.training)
+            out = _propagated(layer, out, graph)
+        assert isinstance(out, Tensor)
+        return out
+
+
+def _propagated(layer: Any, x: Features, graph: SparseMatrix) -> Tensor:
+    """graph @ x @ weight + bias; the map comes first, since a class or hidden width is the narrower side."""
+    product = x.product(layer.weight) if isinstance(x, SparseMatrix) else x @ layer.weight
+    out: Tensor = graph.product(product)
+    return out if layer.bias is None else out + layer.bias
+
+
+class Gcn(_Convolutions):
+    """Graph convolution (Kipf & Welling, ICLR 2017, eq. 2): D~^-1/2 (A + I) D~^-1/2 x W + b."""
+
+
+class Sage(_Convolutions):
+    """GraphSAGE with the "gcn" aggregator, self-loops already in the graph, as FF-G2M has it: (A + 2I)/(d + 2)."""
+
+    self_loops = 2.0
+    normalisation = "row"
+
+
+class Gat(nn.Module):
+    """Graph attention (Velickovic et al., ICLR 2018): heads joined, last layer one head; features dropped at inputs."""
+
+    attention_dropout = 0.3
+
+    def __init__(self, inputs: int, hidden: int, classes: int, layers: int, dropout: float, heads: int = 4) -> None:
+        super().__init__()
+        if hidden % heads:
+            raise UsageError(f"hidden width {hidden} is no multiple of {heads} attention heads.")
+        widths = [inputs, *[hidden] * (layers - 1), classes]
+        self.maps = nn.ModuleList(Linear(a, b, bias=False, glorot=True) for a, b in pairwise(widths))
+        self.attention = nn.ModuleList()
+        for depth, width in enumerate(widths[1:]):
+            count = heads if depth < layers - 1 else 1
+            convolution = GATConv(width, width // count, count, dropout=self.attention_dropout)
+            convolution.lin = nn.Identity()  # the map above did it, sparse x included
+            self.attention.append(convolution)
+        self.dropout = dropout
+
+    def prepare(self, task: GraphTask) -> Tensor:
+        """Directed edges; GATConv adds self-loops."""
+        return task.edge_index
+
+    def forward(self, x: Features, graph: Tensor) -> Logits:
+        """Logits of each node."""
+        out: Any = x
+        for depth, (linear, attention) in enumerate(zip(self.maps, self.attention, strict=True)):
+            out = attention(linear(_dropped(out, self.dropout, self.training)), graph)
+            if depth < len(self.maps) - 1:
+                out = elu(out)
+        assert isinstance(out, Tensor)
+        return out
+
+
+def _dropped(x: Features, share: float, training: bool) -> Features:
+    if isinstance(x, SparseMatrix):
+        return x.with_values(dropout(x.values, share, training)) if training and share else x
+    return dropout(x, share, training)
+
+
+class Appnp(nn.Module):
+    """Predict, then propagate by personalised PageRank (Gasteiger et al., ICLR 2019, eq. 5): 10 steps, restart 0.1."""
+
+    steps = 10
+    restart = 0.1
+
+    def __init__(self, inputs: int, hidden: int, classes: int, layers: int, dropout: float, heads: int = 1) -> None:
+        super().__init__()
+        self.predict = Mlp(inputs, hidden, classes, layers, dropout)
+
+    def prepare(self, task: GraphTask) -> SparseMatrix:
+        """The symmetric propagation matrix."""
+        return propagation(task)
+
+    def forward(self, x: Features, graph: SparseMatrix) -> Logits:
+        """Logits of each node."""
+        start: Tensor = self.predict(x)
+        out = start
+        for _ in range(self.steps):
+            out = (1 - self.restart) * graph.product(out) + self.restart * start
+        return out
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"gcn": Gcn, "sage": Sage, "gat": Gat, "appnp": Appnp}
+
+
+def build_teacher(
+    name: str, inputs: int, hidden: int, classes: int, layers: int, dropout: float, heads: int
+) -> nn.Module:
+    """A teacher by name; UsageError when there is none of that name."""
+    if name not in MODELS:
+        raise UsageError(f"teacher {name!r}: expected one of {', '.join(MODELS)}, or scores:DIR.")
+    return MODELS[name](inputs, hidden, classes, layers, dropout, heads)

@@ -1,0 +1,103 @@
+"""A constant sparse matrix that multiplies dense tensors, with gradient for the dense side."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from structkd.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class SparseMatrix:
+    """Compressed sparse rows: float32 or float64 values, int64 columns, sorted within a row."""
+
+    starts: Int[Tensor, " rows_plus_one"]
+    columns: Int[Tensor, " entries"]
+    values: Float[Tensor, " entries"]
+    num_columns: int
+
+    @classmethod
+    def of(cls, matrix: Any, dtype: torch.dtype = torch.float32) -> "SparseMatrix":
+        """From any scipy sparse matrix or dense array."""
+        csr = sp.csr_array(matrix)
+        csr.sum_duplicates()
+        return cls(
+            torch.from_numpy(csr.indptr.astype(np.int64)),
+            torch.from_numpy(csr.indices.astype(np.int64)),
+            torch.from_numpy(np.ascontiguousarray(csr.data)).to(dtype),
+            int(csr.shape[1]),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.starts) - 1, self.num_columns
+
+    @property
+    def density(self) -> float:
+        """Share of entries that are stored."""
+        rows, columns = self.shape
+        return len(self.values) / max(1, rows * columns)
+
+    @cached_property
+    def scipy(self) -> sp.csr_array:
+        """The same matrix as scipy's; shares memory."""
+        parts = (self.values.numpy(), self.columns.numpy(), self.starts.numpy())
+        return sp.csr_array(parts, shape=self.shape)
+
+    def rows(self, rows: Int[Tensor, " some"]) -> "SparseMatrix":
+        """The rows asked for, in that order."""
+        return SparseMatrix.of(self.scipy[rows.numpy()], self.values.dtype)
+
+    def dense(self) -> Float[Tensor, "rows columns"]:
+        """The same matrix with its zeros."""
+        return torch.from_numpy(self.scipy.toarray())
+
+    def with_values(self, values: Float[Tensor, " entries"]) -> "SparseMatrix":
+        """The same pattern with other values."""
+        return SparseMatrix(self.starts, self.columns, values, self.num_columns)
+
+    @cached_property
+    def transposed(self) -> "SparseMatrix":
+        """Columns as rows; kept, since every backward pass needs it."""
+        return SparseMatrix.of(self.scipy.T.tocsr(), self.values.dtype)
+
+    def product(self, dense: Float[Tensor, "columns width"]) -> Float[Tensor, "rows width"]:
+        """(this matrix) @ dense, differentiable in `dense`.
+
+        Raises:
+            DataError: the widths do not fit.
+        """
+        if dense.shape[0] != self.num_columns:
+            raise DataError(f"sparse matrix of shape {self.shape} times {tuple(dense.shape)}: the inner sizes differ.")
+        out: Tensor = _Product.apply(dense, self)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _Product(torch.autograd.Function):
+    """Sparse times dense; the gradient is the transposed product."""
+
+    @staticmethod
+    def forward(ctx: Any, dense: Tensor, matrix: SparseMatrix) -> Tensor:
+        ctx.matrix = matrix
+        return _multiply(matrix, dense)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.matrix.transposed.product(gradients[0]), None
+
+
+def _multiply(matrix: SparseMatrix, dense: Tensor) -> Tensor:
+    # scipy's kernel is faster than torch's on CPU, where torch wheels bring no sparse BLAS
+    if dense.is_cuda:
+        starts, columns, values = (part.to(dense.device) for part in (matrix.starts, matrix.columns, matrix.values))
+        moved = torch.sparse_csr_tensor(starts, columns, values.to(dense.dtype), size=matrix.shape)
+        return torch.mm(moved, dense.detach())
+    product = matrix.scipy @ dense.detach().contiguous().numpy()
+    return torch.from_numpy(product).to(dense.dtype)

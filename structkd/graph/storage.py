@@ -1,0 +1,100 @@
+"""Saved teachers and students: a folder with model.json and weights.npz, read without running any code of it."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from structkd.errors import CorruptFileError, DataError
+from structkd.files import atomic_path, read_json, write_json
+from structkd.graph.data import GraphTask
+from structkd.graph.distill import DistillConfig, config_fields, predict
+from structkd.graph.evaluate import report
+from structkd.graph.models import Mlp
+from structkd.graph.teacher import Teacher, TeacherConfig
+
+_DESCRIPTION, _WEIGHTS = "model.json", "weights.npz"
+
+
+def save_teacher(teacher: Teacher, folder: str | Path) -> None:
+    """Write a teacher with what is needed to judge whether it fits a task."""
+    _save(Path(folder), teacher.model, {
+        "kind": "teacher", "config": teacher.config.identity(), "seed": teacher.seed,
+        "split_fingerprint": teacher.split_fingerprint, "metrics": teacher.metrics,
+    })  # fmt: skip
+
+
+def load_teacher(folder: str | Path, task: GraphTask) -> Teacher:
+    """A saved teacher for a task.
+
+    Raises:
+        DataError: no teacher there, or one of other feature or class counts.
+    """
+    value, weights = _load(Path(folder), "teacher")
+    config = TeacherConfig(**value["config"])
+    model = config.build(task.num_features, task.classes)
+    _fill(model, weights, folder, f"{task.name} ({task.num_features} features, {task.classes} classes)")
+    return Teacher(model, config, value["seed"], value["split_fingerprint"], value["metrics"])
+
+
+def save_student(student: Mlp, config: DistillConfig, folder: str | Path) -> None:
+    """Write a student."""
+    _save(Path(folder), student, {
+        "kind": "student", "config": config_fields(config), "widths": student.widths, "dropout": student.dropout,
+    })  # fmt: skip
+
+
+def load_student(folder: str | Path) -> Mlp:
+    """A saved student; DataError when the folder holds none."""
+    value, weights = _load(Path(folder), "student")
+    inputs, *inner, classes = value["widths"]
+    student = Mlp(inputs, inner[0] if inner else 1, classes, len(inner) + 1, value["dropout"])
+    _fill(student, weights, folder, f"its own description {value['widths']}")
+    return student.eval()
+
+
+def evaluate_saved(folder: str | Path, task: GraphTask) -> dict[str, float]:
+    """Test figures of a saved model (its weights are those of best validation).
+
+    Raises:
+        DataError: no model there, or it does not fit the task.
+    """
+    kind = read_json(Path(folder) / _DESCRIPTION).get("kind")
+    if kind == "teacher":
+        return report(task, load_teacher(folder, task).logits(task))
+    student = load_student(folder)
+    found = student.widths[0], student.widths[-1]
+    if found != (task.num_features, task.classes):
+        raise DataError(
+            f"{folder}: a student of {found[0]} features and {found[1]} classes; {task.name} has "
+            f"{task.num_features} and {task.classes}. Was it distilled on another dataset?"
+        )
+    return report(task, predict(student, task.x))
+
+
+def _save(folder: Path, model: nn.Module, value: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / _WEIGHTS) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, **{name: weight.numpy() for name, weight in model.state_dict().items()})
+    write_json(folder / _DESCRIPTION, value)
+
+
+def _load(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    value = read_json(folder / _DESCRIPTION)
+    if value.get("kind") != kind:
+        raise DataError(f"{folder}: holds a {value.get('kind')}; expected a {kind}.")
+    try:
+        with np.load(folder / _WEIGHTS, allow_pickle=False) as archive:
+            return value, {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        raise CorruptFileError(f"{folder / _WEIGHTS}: not whole weights ({error}). Train the model again.") from None
+
+
+def _fill(model: nn.Module, weights: dict[str, torch.Tensor], folder: str | Path, expected: str) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise DataError(f"{folder}: the weights do not fit {expected}. Was it trained on another dataset?") from None

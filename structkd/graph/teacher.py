@@ -1,0 +1,193 @@
+"""Train a graph teacher, and write what it says about every node into a score cache."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from structkd import scores
+from structkd.errors import DataError, TeacherMismatchError
+from structkd.graph.data import GraphTask
+from structkd.graph.evaluate import metric_of, report
+from structkd.graph.models import build_teacher
+from structkd.graph.published import Recipe, given, recipe
+from structkd.graph.train import Fit, FitConfig, fit
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A graph teacher; what is left open comes from the published table of the dataset, or a default."""
+
+    model: str = "gcn"
+    "gcn, sage, gat or appnp."
+
+    layers: int | None = None
+    "Number of layers."
+
+    hidden: int | None = None
+    "Hidden width."
+
+    dropout: float | None = None
+    "Dropout between layers."
+
+    heads: int = 4
+    "Attention heads (gat)."
+
+    learning_rate: float | None = None
+    "Adam's learning rate."
+
+    weight_decay: float | None = None
+    "Adam's weight decay."
+
+    epochs: int = 500
+    "At most so many epochs."
+
+    patience: int = 50
+    "Stop after so many epochs without a validation score that reaches the best."
+
+    def resolved(self, task: GraphTask) -> "TeacherConfig":
+        """The same with every open field filled for this task."""
+        row = recipe(task.name, task.split, self.model)
+        return replace(
+            self,
+            layers=row.layers if self.layers is None else self.layers,
+            hidden=row.hidden if self.hidden is None else self.hidden,
+            dropout=row.teacher_dropout if self.dropout is None else self.dropout,
+            learning_rate=row.teacher_learning_rate if self.learning_rate is None else self.learning_rate,
+            weight_decay=row.teacher_weight_decay if self.weight_decay is None else self.weight_decay,
+        )
+
+    def build(self, inputs: int, classes: int) -> nn.Module:
+        """A new model of a resolved configuration."""
+        return build_teacher(
+            self.model, inputs, given(self.hidden), classes, given(self.layers), given(self.dropout), self.heads
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """The fields as plain values, for fingerprints."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A trained teacher with its weights of best validation.
+
+    Attributes:
+        metrics: valid, test (hidden nodes are judged with the full graph) and cpu_seconds; ind, tran, prod as set.
+        fit: curves and epochs.
+    """
+
+    model: nn.Module
+    config: TeacherConfig
+    seed: int
+    split_fingerprint: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    fit: Fit | None = None
+
+    @torch.no_grad()
+    def logits(self, task: GraphTask) -> Float[Tensor, "nodes classes"]:
+        """Logits of every node of a task, in eval mode."""
+        self.model.eval()
+        prepared = self.model.prepare(task)  # type: ignore[operator]
+        out: Tensor = self.model(task.x, prepared)
+        return out
+
+
+def train_teacher(task: GraphTask, config: TeacherConfig | None = None, seed: int | None = None) -> Teacher:
+    """A teacher trained on what the task lets training see, with its test figure at best validation.
+
+    Raises:
+        UsageError: an unknown model.
+        DataError: training diverged.
+    """
+    config = (config or TeacherConfig()).resolved(task)
+    seed = task.seed if seed is None else seed
+    seen = task.observed
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = config.build(seen.num_features, seen.classes)
+    graph = model.prepare(seen)  # type: ignore[operator]
+    labels = seen.y[seen.train]
+
+    def loss_of(_: int) -> Tensor:
+        return torch.nn.functional.cross_entropy(model(seen.x, graph)[seen.train], labels)
+
+    def validate() -> float:
+        return metric_of(model(seen.x, graph), seen.y, seen.valid, seen.metric)
+
+    result = fit(model, loss_of, validate, _fit_config(config), seed)
+    teacher = Teacher(model, config, seed, task.split_fingerprint, fit=result)
+    metrics = {"valid": result.valid, **report(task, teacher.logits(task)), "cpu_seconds": result.cpu_seconds}
+    return replace(teacher, metrics=metrics)
+
+
+def teacher_spec(task: GraphTask, config: TeacherConfig, seed: int) -> scores.TeacherSpec:
+    """What identifies a teacher's scores: model, hyper-parameters, seed, and the split that it learnt from."""
+    extra = {
+        "config": config.resolved(task).identity(),
+        "seed": seed,
+        "split": task.split_fingerprint,
+        "graph": task.observed.fingerprint,
+        "setting": task.setting,
+    }
+    return scores.TeacherSpec(model=f"graph:{config.model}", kind="rows", extra=extra)
+
+
+def score_nodes(teacher: Teacher, task: GraphTask, store: str | Path) -> scores.NodeScores:
+    """The teacher's logits of every observed node, in a score cache; an existing cache of this teacher is read back.
+
+    Raises:
+        TeacherMismatchError: `store` belongs to another teacher, or the teacher learnt from another split.
+    """
+    if teacher.split_fingerprint != task.split_fingerprint:
+        raise TeacherMismatchError(
+            "the teacher given", {"split": (teacher.split_fingerprint[:12], task.split_fingerprint[:12])}
+        )
+    spec = teacher_spec(task, teacher.config, teacher.seed)
+    if Path(store).exists() and any(Path(store).iterdir()):
+        return read_scores(store, task, spec)
+    logits = teacher.logits(task.observed).numpy()
+    return scores.write_nodes(store, spec, logits, task.observed.fingerprint)
+
+
+def read_scores(store: str | Path, task: GraphTask, spec: scores.TeacherSpec | None = None) -> scores.NodeScores:
+    """Cached node scores, refused when they are of another graph, node order or teacher.
+
+    Raises:
+        TeacherMismatchError: another teacher than `spec`.
+        DataError: another graph, pairs instead of nodes, or a wrong number of nodes or classes.
+    """
+    found = scores.open(store, expect=spec)
+    if not isinstance(found, scores.NodeScores):
+        raise DataError(f"{store}: holds scores of pairs; expected node logits, as `structkd graph score` writes.")
+    check_scores(found, task)
+    return found
+
+
+def check_scores(found: scores.NodeScores, task: GraphTask) -> None:
+    """DataError unless the logits are of exactly this graph as training sees it."""
+    seen = task.observed
+    shape = tuple(np.shape(found.logits))
+    if shape != (seen.num_nodes, seen.classes):
+        raise DataError(
+            f"cached logits have shape {shape}; {task.name} ({task.setting}) has {seen.num_nodes} observed nodes and "
+            f"{seen.classes} classes. Score this graph again."
+        )
+    if found.graph_fingerprint and found.graph_fingerprint != seen.fingerprint:
+        raise DataError(
+            f"cached logits are of graph {found.graph_fingerprint[:12]}, this one is {seen.fingerprint[:12]}: other "
+            "edges, features or node order. Score this graph again."
+        )
+
+
+def _fit_config(config: TeacherConfig) -> FitConfig:
+    return FitConfig(given(config.learning_rate), given(config.weight_decay), config.epochs, config.patience)
+
+
+def recipe_of(task: GraphTask, teacher: str) -> Recipe:
+    """The published row or default that applies to this task."""
+    return recipe(task.name, task.split, teacher)

@@ -1,0 +1,93 @@
+"""The one training loop of this half: Adam, early stop on validation, weights of the best epoch."""
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from structkd.errors import DataError
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to optimise."""
+
+    learning_rate: float = 0.01
+    weight_decay: float = 5e-4
+    epochs: int = 500
+    patience: int = 50
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the loop found; the model holds the weights of `best_epoch`."""
+
+    best_epoch: int
+    valid: float
+    epochs: int
+    history: tuple[Mapping[str, float], ...]
+    cpu_seconds: float
+
+
+def fit(
+    model: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    validate: Callable[[], float],
+    config: FitConfig,
+    seed: int,
+    watch: Callable[[int], Mapping[str, float]] | None = None,
+) -> Fit:
+    """Train in place until validation has not reached its best for `patience` epochs; load the best weights.
+
+    An epoch that equals the best counts as best and resets patience (Wu et al., AAAI 2023, released loop). One
+    evaluation per epoch; nothing here sees a test label. Dropout draws come from `seed`, and the caller's random
+    state is left as it was.
+
+    Args:
+        loss_of: epoch -> scalar loss, called in train mode.
+        validate: validation metric, called in eval mode without gradient.
+        watch: epoch -> further curve values, called in eval mode without gradient.
+
+    Raises:
+        DataError: the loss is not a finite number.
+    """
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    best_epoch, best, weights, history = 0, float("-inf"), copy.deepcopy(model.state_dict()), []
+    started = time.process_time()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for epoch in range(1, config.epochs + 1):
+            loss = _step(model, optimiser, loss_of, epoch)
+            valid, seen = _look(model, validate, watch, epoch)
+            history.append({"step": epoch, "loss": loss, "valid": valid, **seen})
+            if valid >= best:
+                best_epoch, best, weights = epoch, valid, copy.deepcopy(model.state_dict())
+            if epoch - best_epoch >= config.patience:
+                break
+    model.load_state_dict(weights)
+    model.eval()
+    return Fit(best_epoch, best, len(history), tuple(history), time.process_time() - started)
+
+
+def _step(model: nn.Module, optimiser: torch.optim.Optimizer, loss_of: Callable[[int], Tensor], epoch: int) -> float:
+    model.train()
+    optimiser.zero_grad(set_to_none=True)
+    loss = loss_of(epoch)
+    value = float(loss.detach())
+    if not torch.isfinite(loss):
+        raise DataError(f"epoch {epoch}: the loss is {value}; lower the learning rate or look at the features.")
+    torch.autograd.backward([loss])
+    optimiser.step()
+    return value
+
+
+@torch.no_grad()
+def _look(
+    model: nn.Module, validate: Callable[[], float], watch: Callable[[int], Mapping[str, float]] | None, epoch: int
+) -> tuple[float, Mapping[str, Any]]:
+    model.eval()
+    return validate(), (watch(epoch) if watch is not None else {})
