@@ -4,6 +4,7 @@ from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
 from structkd.scores.manifest import ScoreManifest, TeacherSpec
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
+from structkd.scores.publish import gc, publish, verify
 from structkd.scores.snapshot import compact
 from structkd.scores.store import open, write_nodes, write_pairs
 
@@ -16,7 +17,10 @@ __all__ = [
     "StoredScorer",
     "TeacherSpec",
     "compact",
+    "gc",
     "open",
+    "publish",
+    "verify",
     "write_nodes",
     "write_pairs",
 ]

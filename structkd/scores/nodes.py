@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from structkd.errors import DataError, MissingScoreError, TeacherMismatchError
 from structkd.scores.log import part_names, read_row_range, uncovered
-from structkd.scores.manifest import Header, ScoreManifest, TeacherSpec
+from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
 from structkd.scores.snapshot import checked_path, gather, latest, map_rows
 
 FloatArray = NDArray[np.float32]
@@ -29,6 +29,8 @@ class NodeScores:
     @classmethod
     def open(cls, folder: Path, *, verify: str = "size") -> Self:
         """Open the store in `folder`; see `structkd.scores.open`."""
+        if (folder / PUBLISHED).is_file():
+            return cls._open_published(folder, verify)
         header = Header.read(folder)
         for _ in range(10):  # gc may remove an old snapshot between reading its manifest and mapping its files
             manifest = latest(folder)
@@ -41,6 +43,14 @@ class NodeScores:
             raise DataError(f"{lost.filename}: {lost.strerror}. Restore it, or delete the manifest and compact again.")
         if manifest is None:
             blocks = [_from_parts(folder, header)]
+        return cls(folder, header, manifest, blocks)
+
+    @classmethod
+    def _open_published(cls, folder: Path, verify: str) -> Self:
+        manifest = ScoreManifest.read(folder / PUBLISHED)
+        data = [entry for entry in manifest.files if entry["path"].startswith("data/")]
+        blocks = [map_rows(checked_path(folder, entry, verify)) for entry in data]
+        header = Header(manifest.spec, manifest.inputs["graph_fp"], manifest.counts["rows"], blocks[0].shape[1])
         return cls(folder, header, manifest, blocks)
 
     def __reduce__(self) -> tuple[Any, ...]:

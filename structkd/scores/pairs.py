@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from structkd.errors import ConflictingScoresError, DataError, MissingScoreError, UsageError
 from structkd.ordering import order_ids
 from structkd.scores._lookup import find_numba
+from structkd.scores.bundle import read_pairs
 from structkd.scores.log import IdTable, TextHash, part_names, read_pair_part, sealed_bytes, split_keys
-from structkd.scores.manifest import Header, ScoreManifest, TeacherSpec
+from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
 from structkd.scores.snapshot import Csr, Merged, checked_path, latest, map_csr, merge, namer, tolerance
 
 IntArray = NDArray[np.int64]
@@ -42,6 +43,10 @@ class PairScores:
     @classmethod
     def open(cls, folder: Path, *, verify: str = "size") -> Self:
         """Open the store in `folder`; see `structkd.scores.open`."""
+        if (folder / PUBLISHED).is_file():
+            published = ScoreManifest.read(folder / PUBLISHED)
+            both, csr = read_pairs(folder, published, verify)
+            return cls(folder, published.spec, published, lambda: both, [csr])
         header = Header.read(folder)
         for _ in range(10):  # gc may remove an old snapshot between reading its manifest and mapping its files
             manifest = latest(folder)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from structkd.errors import ConflictingScoresError, DataError, UsageError
 from structkd.ids import text_hash
 from structkd.scores.log import IdTable, PairLog, RowLog, TextHash, read_row_part
-from structkd.scores.manifest import Header, TeacherSpec
+from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
 from structkd.scores.snapshot import Dtype, OnConflict, compact, tolerance
@@ -37,10 +37,10 @@ def open(
     folder = Path(folder)
     if verify not in ("size", "sha256", "off"):
         raise UsageError(f"verify={verify!r}; expected 'size', 'sha256' or 'off'.")
-    header = Header.read(folder)
+    spec = ScoreManifest.read(folder / PUBLISHED).spec if (folder / PUBLISHED).is_file() else Header.read(folder).spec
     if expect is not None:
-        header.spec.require(expect, folder)
-    if header.spec.kind == "rows":
+        spec.require(expect, folder)
+    if spec.kind == "rows":
         return NodeScores.open(folder, verify=verify)
     return PairScores.open(folder, verify=verify)
 
