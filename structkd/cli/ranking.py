@@ -11,7 +11,7 @@ from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
 from structkd.files import atomic_path, write_json, write_text
 from structkd.progress import note
-from structkd.ranking import data
+from structkd.ranking import datasets
 from structkd.ranking.data import Collection
 from structkd.ranking.distill import DistillConfig, distill
 from structkd.ranking.encoders import BiScorer, open_scorer, student
@@ -272,13 +272,13 @@ def mine_command(
 
 
 def _load(name: str, split: str | None) -> Collection:
-    return data.load(name, split)
+    return datasets.load(name, split)
 
 
 def _training_collection(name: str, split: str | None) -> Collection:
     """The split asked for, else `train` where there is one."""
-    if split is None and Path(name).is_dir():
-        if "train" in data.splits(name):
+    if split is None and _has_splits(name):
+        if "train" in datasets.splits(name):
             split = "train"
         else:
             note(f"{name}: no training split; its only judgements are used. Do not evaluate on the same queries.")
@@ -287,9 +287,14 @@ def _training_collection(name: str, split: str | None) -> Collection:
 
 def _listed_split(name: str, config: DistillConfig, lists_given: bool) -> str | None:
     """Which queries distillation may meet: those of any split where lists are given, else the training split."""
-    if not Path(name).is_dir() or config.validate_on == "qrels":
+    if not _has_splits(name) or config.validate_on == "qrels":
         return None
-    return "all" if lists_given else ("train" if "train" in data.splits(name) else None)
+    return "all" if lists_given else ("train" if "train" in datasets.splits(name) else None)
+
+
+def _has_splits(name: str) -> bool:
+    """Folders and built-in collections have; what ir_datasets calls a split is a name of its own."""
+    return Path(name).is_dir() or name in datasets.DATASETS
 
 
 def _pair_scores(folder: Path) -> PairScores:

@@ -8,7 +8,7 @@ from typing import Any
 
 _HOMES = {
     "Collection": "data",
-    "load": "data",
+    "load": "datasets",
     "BiScorer": "encoders",
     "CrossScorer": "encoders",
     "StaticScorer": "encoders",

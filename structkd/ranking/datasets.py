@@ -1,6 +1,7 @@
 """Built-in collections, and the one entry that opens any: built-in name, `ir_datasets:ID`, folder in BEIR layout."""
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -57,6 +58,13 @@ def load(path: str | Path, split: str | None = None) -> Collection:
     return data.load(path, split)
 
 
+def splits(path: str | Path) -> list[str]:
+    """Names that `load(path, split)` knows besides the default; none for ir_datasets, where a split is a name."""
+    if str(path) in DATASETS and not Path(path).is_dir():
+        return ["test", "train"]
+    return data.splits(path) if Path(path).is_dir() else []
+
+
 def pydocs(split: str | None = None) -> Collection:
     """Python's own documentation strings: find the rest of a description from its first sentence.
 
@@ -66,8 +74,8 @@ def pydocs(split: str | None = None) -> Collection:
     Python version gives one collection; another gives a slightly different one, so the version is in the name.
 
     Args:
-        split: "test" (the default), a fifth of the queries, or "train", the others: by hash of the query id. "all"
-            is both.
+        split: "test" (the default), a fifth of the queries, or "train", the others: by hash of the query id; "all"
+            has the queries of both and no judgements.
 
     Raises:
         DataError: an unknown split; a Python without its library's sources.
@@ -76,9 +84,10 @@ def pydocs(split: str | None = None) -> Collection:
         raise DataError(f"pydocs has no split {split!r}; expected train, test or all.")
     whole = _pydocs()
     if split == "all":
-        return whole
+        return dataclasses.replace(whole, qrels={})
     chosen = [query for query in whole.queries.ids if _held_out(query) is (split != "train")]
-    return whole.with_queries(chosen)
+    part = whole.with_queries(chosen)
+    return dataclasses.replace(part, name=f"{whole.name}/train") if split == "train" else part
 
 
 def ir_dataset(identifier: str, split: str | None = None) -> Collection:

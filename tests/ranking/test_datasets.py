@@ -9,7 +9,7 @@ from structkd.errors import DataError, MissingExtraError
 from structkd.ranking import datasets
 from structkd.ranking.data import load as load_folder
 from structkd.ranking.data import normalise
-from structkd.ranking.datasets import DATASETS, load, write
+from structkd.ranking.datasets import DATASETS, load, splits, write
 
 SOURCE = '''
 """Tools for boats.
@@ -57,7 +57,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_queries_and_passages_by_hand(library: Path) -> None:
-    collection = load("pydocs", "all")
+    collection = datasets._pydocs()
     queries = dict(zip(collection.queries.ids, collection.queries.texts, strict=True))
     assert queries == {
         "harbour": "Tools for boats.",
@@ -99,7 +99,7 @@ def test_a_python_without_sources(library: Path) -> None:
 
 def test_pydocs_of_this_python() -> None:
     before = set(sys.modules)
-    collection = load("pydocs", "all")
+    collection = datasets._pydocs()
     assert not {"tkinter", "turtle", "antigravity", "this"} & (set(sys.modules) - before)
     assert 3000 < len(collection.documents) <= datasets.PYDOCS_LIMIT
     assert len(collection.queries) > 2000
@@ -120,6 +120,8 @@ def test_splits_are_disjoint_and_together_all() -> None:
     assert len(test.queries) / len(everything.queries) == pytest.approx(0.2, abs=0.03)
     assert load("pydocs").queries.ids == test.queries.ids
     assert train.documents is test.documents
+    assert everything.qrels == {}  # as in a folder: what reads every query must not see test judgements
+    assert train.name == f"{test.name}/train"
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
@@ -132,6 +134,8 @@ def test_written_and_read_again(tmp_path: Path) -> None:
         assert list(again.documents.texts) == list(part.documents.texts)
         assert again.qrels == part.qrels
     assert load(folder).queries.ids == parts["test"].queries.ids
+    assert splits(folder) == splits("pydocs") == ["test", "train"]
+    assert splits("ir_datasets:beir/scifact") == []
     single = write(parts["test"], tmp_path / "single")
     assert load(single).qrels == parts["test"].qrels
 
