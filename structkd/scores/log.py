@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -114,7 +114,7 @@ class IdTable:
         self.refresh()
 
     @classmethod
-    def of(cls, ids: Sequence[str], hashes: Sequence[TextHash]) -> Self:
+    def of(cls, ids: Sequence[str], hashes: Sequence[TextHash]) -> "IdTable":
         """A table that lies in no folder (that of a published store)."""
         table = cls(Path(os.devnull) / "none", "none")
         table._append(ids, hashes)
@@ -314,7 +314,7 @@ class PairLog(_Log):
         self.documents = IdTable(folder / "ids", "docs")
 
     @classmethod
-    def open(cls, folder: str | Path, spec: TeacherSpec) -> Self:
+    def open(cls, folder: str | Path, spec: TeacherSpec) -> "PairLog":
         """The log in `folder` for this teacher; TeacherMismatchError when the folder belongs to another."""
         if spec.kind != "pairs":
             raise DataError(f"{folder}: a teacher of kind {spec.kind!r} has no pair scores. Use kind='pairs'.")
@@ -415,7 +415,7 @@ class RowLog(_Log):
     @classmethod
     def open(
         cls, folder: str | Path, spec: TeacherSpec, graph_fingerprint: str, num_nodes: int, num_classes: int
-    ) -> Self:
+    ) -> "RowLog":
         """The log in `folder` for this teacher and graph; TeacherMismatchError when the folder belongs to another."""
         if spec.kind != "rows":
             raise DataError(f"{folder}: a teacher of kind {spec.kind!r} has no node logits. Use kind='rows'.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from structkd.errors import CorruptFileError, DataError, TeacherMismatchError, UsageError
 from structkd.files import read_json
@@ -83,7 +83,7 @@ class TeacherSpec:
         return fingerprint_json(self.fields())
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any], where: str | Path) -> Self:
+    def of(cls, fields: Mapping[str, Any], where: str | Path) -> "TeacherSpec":
         """The spec written in a header or manifest; DataError when it has fields this version does not know."""
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := set(fields) - known:
@@ -139,7 +139,7 @@ class Header:
         return sealed(value)
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> "Header":
         """Header of a store; DataError when the folder is none."""
         path = folder / HEADER
         if not path.is_file():
@@ -183,7 +183,7 @@ class ScoreManifest:
         return sealed({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)})
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> "ScoreManifest":
         """A manifest; CorruptFileError when its seal is broken."""
         value = unsealed(path)
         known = {f.name for f in dataclasses.fields(cls)}

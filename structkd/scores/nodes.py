@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ class NodeScores:
         self._dense: FloatArray | None = None
 
     @classmethod
-    def open(cls, folder: Path, *, verify: str = "size") -> Self:
+    def open(cls, folder: Path, *, verify: str = "size") -> "NodeScores":
         """Open the store in `folder`; see `structkd.scores.open`."""
         if (folder / PUBLISHED).is_file():
             return cls._open_published(folder, verify)
@@ -46,7 +46,7 @@ class NodeScores:
         return cls(folder, header, manifest, blocks)
 
     @classmethod
-    def _open_published(cls, folder: Path, verify: str) -> Self:
+    def _open_published(cls, folder: Path, verify: str) -> "NodeScores":
         manifest = ScoreManifest.read(folder / PUBLISHED)
         data = [entry for entry in manifest.files if entry["path"].startswith("data/")]
         blocks = [map_rows(checked_path(folder, entry, verify)) for entry in data]
@@ -67,6 +67,11 @@ class NodeScores:
     def spec(self) -> TeacherSpec:
         """The teacher."""
         return self.header.spec
+
+    @property
+    def dtype(self) -> str:
+        """Dtype on disk: float16 or float32."""
+        return str(self._blocks[0].dtype) if self._blocks else "float32"
 
     @property
     def graph_fingerprint(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class PairScores:
         self._slots: Slots | None = None
 
     @classmethod
-    def open(cls, folder: Path, *, verify: str = "size") -> Self:
+    def open(cls, folder: Path, *, verify: str = "size") -> "PairScores":
         """Open the store in `folder`; see `structkd.scores.open`."""
         if (folder / PUBLISHED).is_file():
             published = ScoreManifest.read(folder / PUBLISHED)
