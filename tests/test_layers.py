@@ -32,8 +32,11 @@ INSIDE = {
         {"bundle"},  # the published layout, which open() reads too
         {"pairs", "nodes"},
         {"store"},
-        {"cache", "formats"},
+        {"cache", "formats_base"},
+        {"formats_runs", "formats_lists"},
+        {"formats"},
         {"publish"},
+        {"compare"},
     ],
     "index": [
         {"base", "fusion"},

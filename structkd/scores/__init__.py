@@ -1,6 +1,8 @@
 """Teacher scores: caches that survive a kill, refuse another teacher and find every changed byte."""
 
 from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
+from structkd.scores.compare import describe
+from structkd.scores.formats import READERS, WRITERS
 from structkd.scores.manifest import ScoreManifest, TeacherSpec
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
@@ -9,6 +11,8 @@ from structkd.scores.snapshot import compact
 from structkd.scores.store import open, write_nodes, write_pairs
 
 __all__ = [
+    "READERS",
+    "WRITERS",
     "CachedScorer",
     "NodeScores",
     "PairScores",
@@ -17,6 +21,7 @@ __all__ = [
     "StoredScorer",
     "TeacherSpec",
     "compact",
+    "describe",
     "gc",
     "open",
     "publish",

@@ -82,19 +82,8 @@ def publish(
 
 def _draft(store: PairScores | NodeScores, license: str, citation: str | None) -> ScoreManifest:
     """The manifest without its files."""
-    summary = Summary()
-    if isinstance(store, PairScores):
-        queries, documents, scores = store.rows()
-        starts = first_of_each(queries)
-        if len(starts):
-            summary.add(scores, scores)
-            offsets = np.append(starts, len(queries)).astype(np.int32)
-            summary.add_margins(Csr(queries[starts].astype(np.uint32), offsets, documents.astype(np.uint32), scores))
-        rows, lists = len(scores), len(starts)
-        inputs = {"queries": str(lists), "documents": str(len(np.unique(documents)))}
-    else:
-        summary.add(store.logits, store.logits)
-        rows, lists, inputs = len(store), 0, {"graph_fp": store.graph_fingerprint}
+    rows, lists, summary = summarise(store)
+    inputs = {"graph_fp": store.graph_fingerprint} if isinstance(store, NodeScores) else {}
     old = store.manifest
     return ScoreManifest(
         kind=store.spec.kind,
@@ -108,13 +97,28 @@ def _draft(store: PairScores | NodeScores, license: str, citation: str | None) -
         files=[],
         counts={"rows": rows, "queries": lists, "duplicates_dropped": 0, "failed": 0},
         stats=summary.stats(),
-        dtype=store.dtype if isinstance(store, PairScores) else "float32",
+        dtype=store.dtype,
         quant_error=old.quant_error if old else {"max": 0.0, "rms": 0.0},
         created_at=now(),
         license=license,
         citation=citation,
         notes=old.notes if old else [],
     )
+
+
+def summarise(store: PairScores | NodeScores) -> tuple[int, int, Summary]:
+    """Rows, lists and statistics of what a store shows."""
+    summary = Summary()
+    if isinstance(store, NodeScores):
+        summary.add(store.logits, store.logits)
+        return len(store), 0, summary
+    queries, documents, scores = store.rows()
+    starts = first_of_each(queries)
+    if len(starts):
+        summary.add(scores, scores)
+        offsets = np.append(starts, len(queries)).astype(np.int32)
+        summary.add_margins(Csr(queries[starts].astype(np.uint32), offsets, documents.astype(np.uint32), scores))
+    return len(scores), len(starts), summary
 
 
 def _published_before(target: Path, manifest: ScoreManifest) -> ScoreManifest:

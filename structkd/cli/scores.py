@@ -1,0 +1,339 @@
+"""`structkd scores`: import, export, show, compact, verify, publish, diff, ensemble."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from cyclopts import App, Parameter
+
+from structkd import scores
+from structkd.cli.output import Common, Output, Table
+from structkd.errors import MissingScoreError, UsageError
+from structkd.files import sha256_file
+from structkd.objectives import ensembles
+from structkd.progress import note, track
+from structkd.ranking.data import Collection
+from structkd.ranking.datasets import load
+from structkd.scores import NodeScores, PairScores, TeacherSpec, formats
+from structkd.scores.compare import compare
+from structkd.scores.formats_base import NodeTable, ScoreTable, lists_of
+from structkd.scores.snapshot import Dtype, OnConflict
+
+app = App(name="scores", help="Teacher-score caches and files: import, export, check, publish, combine.")
+
+Method = Literal["mean", "weighted", "median", "standardised", "rrf"]
+Missing = Literal["error", "common", "union"]
+
+
+@app.command(name="import")
+def import_(
+    file: Path,
+    *,
+    out: Path,
+    format: str = "auto",
+    teacher_name: str | None = None,
+    collection: str | None = None,
+    dtype: Dtype | None = None,
+    common: Common = Common(),
+) -> Output:
+    """Read a score file into a store.
+
+    Parameters
+    ----------
+    file
+        The score file, gzip or plain.
+    out
+        Folder of the store; an existing one must be of the same teacher.
+    format
+        Name of the format; auto tells it from the content.
+    teacher_name
+        Who made the scores; default: the file's name.
+    collection
+        Collection whose texts the ids stand for: then the texts are part of the key.
+    dtype
+        float16, float32 or auto: float16 where it loses nothing that matters.
+    """
+    chosen, table = formats.read(file, format)
+    for line in table.notes:
+        note(line)
+    name = teacher_name or file.name
+    provenance = {"source": file.name, "format": chosen}
+    if file.is_file():
+        provenance["source_sha256"] = sha256_file(file)
+    if isinstance(table, NodeTable):
+        spec = TeacherSpec(name, kind="rows")
+        scores.write_nodes(
+            out, spec, table.logits, table.graph_fingerprint, provenance=provenance, dtype=_node_dtype(dtype)
+        )
+    else:
+        spec = TeacherSpec(name, extra={} if table.kind == "score" else {"score_kind": table.kind})
+        texts = _texts_of(table, load(collection) if collection else None)
+        scores.write_pairs(
+            out, spec, table.query_ids, table.document_ids, table.scores, *texts, provenance=provenance, dtype=dtype
+        )
+    shown = _describe(out)
+    return Output(
+        {"format": chosen, "store": str(out), **shown}, tables=[Table(f"{file.name} ({chosen})", [_row(shown)])]
+    )
+
+
+def _node_dtype(dtype: Dtype | None) -> Dtype | None:
+    return "float32" if dtype is None else dtype
+
+
+def _texts_of(table: ScoreTable, collection: Collection | None) -> tuple[Sequence[str] | None, Sequence[str] | None]:
+    """Texts of a table's pairs: its own, else those of a collection (every id must be in it)."""
+    if collection is None:
+        return table.query_texts, table.document_texts
+    out = []
+    for ids, texts, what in (
+        (table.query_ids, collection.queries, "queries"),
+        (table.document_ids, collection.documents, "documents"),
+    ):
+        rows = texts.ids.rows(ids, f"{collection.name}: {what} of the score file")
+        out.append([texts.texts[row] for row in rows])
+    return out[0], out[1]
+
+
+@app.command
+def export(store: Path, *, format: str, out: Path, collection: str | None = None, common: Common = Common()) -> Output:
+    """Write a store as a score file.
+
+    Parameters
+    ----------
+    store
+        A store or published folder.
+    format
+        Name of the format.
+    out
+        The file.
+    collection
+        Collection whose texts go into the file, for formats that hold texts.
+    """
+    query_texts, document_texts = _by_id(load(collection)) if collection else (None, None)
+    count = formats.write(out, format, scores.open(store), query_texts=query_texts, document_texts=document_texts)
+    return Output({"file": str(out), "format": format, "rows": count}, lines=[f"{out}: {count} scores as {format}"])
+
+
+def _by_id(collection: Collection) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    queries, documents = (
+        dict(zip(texts.ids, texts.texts, strict=True)) for texts in (collection.queries, collection.documents)
+    )
+    return queries, documents
+
+
+@app.command
+def show(store: Path, *, common: Common = Common()) -> Output:
+    """Say what a store holds: teacher, sizes, score and margin statistics."""
+    shown = _describe(store)
+    stats = {key: value for key, value in shown["stats"].items() if isinstance(value, float)}
+    margin = {f"margin_{key}": value for key, value in shown["stats"].get("margin", {}).items()}
+    tables = [
+        Table(str(store), [_row(shown)]),
+        Table("Teacher", [{"field": key, "value": str(value)} for key, value in shown["teacher"].items()]),
+        Table("Scores", [{**stats, **margin}]),
+    ]
+    return Output(shown, tables=tables, lines=[f"fingerprint {shown['fingerprint']}", *shown["notes"]])
+
+
+def _row(shown: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: shown[key] for key in ("kind", "rows", "queries", "dtype", "bytes", "bytes_per_row")}
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    return scores.describe(folder)
+
+
+@app.command
+def compact(
+    store: Path, *, dtype: Dtype | None = None, on_conflict: OnConflict = "error", common: Common = Common()
+) -> Output:
+    """Write a snapshot of every committed part.
+
+    Parameters
+    ----------
+    store
+        A score store.
+    dtype
+        float16, float32 or auto: float16 where it loses nothing that matters.
+    on_conflict
+        What to do when a pair has two values: error, first or mean.
+    """
+    manifest = scores.compact(store, dtype=dtype, on_conflict=on_conflict)
+    data = {
+        "snapshot": manifest.snapshot,
+        "dtype": manifest.dtype,
+        **manifest.counts,
+        "quant_error": manifest.quant_error,
+    }
+    line = f"snapshot {manifest.snapshot}: {manifest.counts['rows']} rows as {manifest.dtype}"
+    return Output(data, lines=[line, *manifest.notes])
+
+
+@app.command
+def verify(folder: Path, *, common: Common = Common()) -> Output:
+    """Read every byte of a store or published folder; exit status 1 when something is wrong."""
+    report = scores.verify(folder)
+    problems = [{"path": problem.path, "problem": problem.problem} for problem in report.problems]
+    line = f"{folder}: {report.files} files, {len(problems)} problems"
+    tables = [Table("Problems", problems)] if problems else []
+    return Output({"ok": report.ok, "files": report.files, "problems": problems}, tables, [line], ok=report.ok)
+
+
+@app.command
+def publish(
+    store: Path,
+    *,
+    out: Path,
+    license: str,
+    citation: str | None = None,
+    title: str | None = None,
+    common: Common = Common(),
+) -> Output:
+    """Write a store as portable files with checksums and a data-set card.
+
+    Parameters
+    ----------
+    store
+        A score store.
+    out
+        The new folder.
+    license
+        Licence of the scores, for example CC-BY-4.0.
+    citation
+        Text to cite.
+    title
+        Title of the card; default: the teacher's name.
+    """
+    manifest = scores.publish(store, to=out, license=license, citation=citation, title=title)
+    size = sum(entry["bytes"] for entry in manifest.files)
+    data = {"folder": str(out), "rows": manifest.counts["rows"], "files": len(manifest.files) + 1, "bytes": size}
+    return Output(data, lines=[f"{out}: {manifest.counts['rows']} rows, {size} bytes, licence {license}"])
+
+
+@app.command
+def diff(first: Path, second: Path, *, common: Common = Common()) -> Output:
+    """Compare two stores: which pairs each has, how far their scores lie apart, how far their orders agree."""
+    found = compare(scores.open(first), scores.open(second))
+    rows = [{"what": key, "value": value} for key, value in found.items() if not isinstance(value, dict)]
+    return Output(found, tables=[Table(f"{first} and {second}", rows)])
+
+
+@app.command
+def ensemble(
+    stores: Annotated[list[Path], Parameter(allow_leading_hyphen=False)],
+    *,
+    out: Path,
+    method: Method = "mean",
+    weights: str | None = None,
+    missing: Missing = "error",
+    teacher_name: str | None = None,
+    common: Common = Common(),
+) -> Output:
+    """Combine several teachers' stores into one.
+
+    Parameters
+    ----------
+    stores
+        Two or more stores of pairs.
+    out
+        Folder of the new store.
+    method
+        mean, weighted, median of the raw scores; standardised: mean of z-scores per list; rrf: reciprocal-rank fusion.
+    weights
+        One number per store, comma separated, for weighted.
+    missing
+        error: every store must have the same pairs; common: only pairs that all have; union: rrf alone, a pair that a
+        store lacks gets nothing from it.
+    teacher_name
+        Name of the new teacher; default: the names joined by +.
+    """
+    opened = [_pairs_of(path) for path in stores]
+    shares = _weights(weights, len(opened), method)
+    if len(opened) < 2:
+        raise UsageError("ensemble: found one store; expected two or more.")
+    if missing == "union" and method != "rrf":
+        raise UsageError(f"ensemble: missing=union would average over fewer teachers; {method} needs error or common.")
+    lists = [{query: dict(zip(*found, strict=True)) for query, found in lists_of(store).items()} for store in opened]
+    queries, documents, values = [], [], []
+    for query in track(_queries(lists, missing, stores), "combining"):
+        names = _documents(query, [found.get(query, {}) for found in lists], missing, stores)
+        stack = np.array([[found.get(query, {}).get(name, np.nan) for name in names] for found in lists])
+        combined = _combine(torch.from_numpy(stack)[:, None], method, shares)
+        queries += [query] * len(names)
+        documents += names
+        values.append(combined[0].numpy())
+    spec = TeacherSpec(
+        teacher_name or "+".join(store.spec.model for store in opened),
+        extra={
+            "ensemble": method,
+            "teachers": [store.spec.fingerprint for store in opened],
+            "missing": missing,
+            **({"weights": shares} if shares else {}),
+        },
+    )
+    store = scores.write_pairs(out, spec, queries, documents, np.concatenate(values) if values else np.empty(0))
+    shown = _describe(out)
+    return Output(
+        {"store": str(out), "teachers": [s.spec.model for s in opened], **shown},
+        lines=[f"{out}: {len(store)} pairs by {method} of {len(opened)} teachers"],
+    )
+
+
+def _pairs_of(path: Path) -> PairScores:
+    store = scores.open(path)
+    if isinstance(store, NodeScores):
+        raise UsageError(f"{path}: holds node logits; ensemble combines scores of pairs.")
+    return store
+
+
+def _weights(text: str | None, count: int, method: str) -> list[float] | None:
+    if (text is None) == (method == "weighted"):
+        raise UsageError("ensemble: --weights belongs to --method weighted, and that needs it.")
+    if text is None:
+        return None
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"ensemble: weights {text!r}; expected numbers separated by commas.") from None
+    if len(shares) != count:
+        raise UsageError(f"ensemble: {len(shares)} weights for {count} stores.")
+    return shares
+
+
+def _queries(lists: Sequence[Mapping[str, Any]], missing: Missing, stores: Sequence[Path]) -> list[str]:
+    every = dict.fromkeys(query for found in lists for query in found)
+    if missing == "union":
+        return list(every)
+    shared = [query for query in every if all(query in found for found in lists)]
+    if missing == "error" and len(shared) < len(every):
+        lost = [query for query in every if query not in set(shared)]
+        raise MissingScoreError(
+            len(lost), lost, f"ensemble of {len(stores)} stores: queries that one lacks", "Or use --missing common."
+        )
+    return shared
+
+
+def _documents(query: str, found: Sequence[Mapping[str, float]], missing: Missing, stores: Sequence[Path]) -> list[str]:
+    every = dict.fromkeys(name for each in found for name in each)
+    if missing == "union":
+        return list(every)
+    shared = [name for name in every if all(name in each for each in found)]
+    if missing == "error" and len(shared) < len(every):
+        lost = [(query, name) for name in every if not all(name in each for each in found)]
+        raise MissingScoreError(
+            len(lost), lost, f"ensemble of {len(stores)} stores: pairs that one lacks", "Or use --missing common."
+        )
+    return shared
+
+
+def _combine(stack: torch.Tensor, method: Method, shares: list[float] | None) -> torch.Tensor:
+    if method == "rrf":
+        known = ~torch.isnan(stack)
+        return ensembles.reciprocal_rank(torch.nan_to_num(stack), known=known)
+    if method == "weighted":
+        return ensembles.weighted_mean(stack, torch.tensor(shares, dtype=torch.float64))
+    plain = {"mean": ensembles.mean, "median": ensembles.median, "standardised": ensembles.standardised_mean}
+    return plain[method](stack)
