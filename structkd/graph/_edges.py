@@ -1,20 +1,15 @@
 """Numba kernels over half edges (i < j), CPU: the pairwise-difference divergence with its gradient in one pass."""
 
 import math
-from typing import Any
+from typing import no_type_check
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[Any]
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def _soften(
-    logits: FloatArray, i: int, j: int, sharpness: float, difference: FloatArray, soft: FloatArray
-) -> float:  # pragma: no cover
+@njit(cache=True, nogil=True, inline="always")
+@no_type_check
+def _soften(logits, i, j, sharpness, difference, soft):  # pragma: no cover
     """Fill difference = |logits_i - logits_j| * sharpness and its softmax; returns the log normaliser."""
     classes = logits.shape[1]
     largest = logits.dtype.type(0)
@@ -34,10 +29,9 @@ def _soften(
     return float(largest + math.log(total))
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def difference_targets(
-    starts: IntArray, columns: IntArray, teacher: FloatArray, sharpness: float, soft: FloatArray
-) -> float:  # pragma: no cover
+@njit(cache=True, nogil=True)
+@no_type_check
+def difference_targets(starts, columns, teacher, sharpness, soft):  # pragma: no cover
     """Fill soft [half edges, classes] with the teacher's side; returns the sum of p log p over edges."""
     classes = teacher.shape[1]
     difference = np.empty(classes, dtype=teacher.dtype)
@@ -52,15 +46,9 @@ def difference_targets(
     return total
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def difference_divergence(
-    starts: IntArray,
-    columns: IntArray,
-    targets: FloatArray,
-    student: FloatArray,
-    sharpness: float,
-    gradient: FloatArray,
-) -> float:  # pragma: no cover
+@njit(cache=True, nogil=True)
+@no_type_check
+def difference_divergence(starts, columns, targets, student, sharpness, gradient):  # pragma: no cover
     """Sum over half edges of the cross-entropy -sum_c p log q; adds its gradient to `gradient` in the same pass."""
     classes = student.shape[1]
     difference = np.empty(classes, dtype=student.dtype)
@@ -84,15 +72,9 @@ def difference_divergence(
     return total
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def difference_divergence_recomputed(
-    starts: IntArray,
-    columns: IntArray,
-    teacher: FloatArray,
-    student: FloatArray,
-    sharpness: float,
-    gradient: FloatArray,
-) -> float:  # pragma: no cover
+@njit(cache=True, nogil=True)
+@no_type_check
+def difference_divergence_recomputed(starts, columns, teacher, student, sharpness, gradient):  # pragma: no cover
     """Sum over half edges of KL(p || q), the teacher's side recomputed: no memory of the size of the edge list."""
     classes = student.shape[1]
     wanted_difference = np.empty(classes, dtype=student.dtype)
