@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 from weakref import finalize
 
 import numpy as np
@@ -35,7 +35,7 @@ from structkd.progress import note
 FLAT_LIMIT = 2_000_000  # above it, exact search is no longer the default (rule 11)
 _BLOCK = 8192
 _ANN_KINDS = ("faiss-flat", "ivf-sq8", "ivf-pq", "hnsw")
-_TEXT_KINDS = ("bm25",)
+TEXT_KINDS = ("bm25",)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def build(
         )
         if chosen in _ANN_KINDS:
             ann = _opener(chosen)
-            trained = ann.train(target, target.vectors(count, dim), manifest, recall=recall, device=target_device)
+            trained = ann.train(target, target.stored(manifest).vectors, manifest, recall=recall, device=target_device)
             manifest = replace(manifest, parameters=manifest.parameters | trained.parameters, recall=trained.recall)
         target.commit(replace(manifest, build_seconds=round(time.perf_counter() - began, 3)))
         if reason:
@@ -145,8 +145,8 @@ def build_text(
         DataError: no documents, or k1 or b out of range.
         UsageError: an unknown kind.
     """
-    if kind not in _TEXT_KINDS:
-        raise UsageError(f"kind {kind!r} is no text index; expected one of {', '.join(_TEXT_KINDS)}.")
+    if kind not in TEXT_KINDS:
+        raise UsageError(f"kind {kind!r} is no text index; expected one of {', '.join(TEXT_KINDS)}.")
     if not len(documents):
         raise DataError("found no documents; an index needs at least one.")
     with _folder(out) as (folder, owner):
@@ -187,23 +187,23 @@ def open(folder: str | Path, device: str = "auto", *, expect_encoder: str | None
 def open_vectors(folder: str | Path, device: str = "auto", *, expect_encoder: str | None = None) -> VectorIndex:
     """`open` for an index of vectors; DataError when it holds texts."""
     index = open(folder, device, expect_encoder=expect_encoder)
-    if not isinstance(index, VectorIndex):
+    if index.kind in TEXT_KINDS:
         raise DataError(f"{folder}: found a {index.kind} index, which holds texts; expected an index of vectors.")
-    return index
+    return cast(VectorIndex, index)
 
 
 def open_text(folder: str | Path) -> LexicalIndex:
     """`open` for an index of texts; DataError when it holds vectors."""
     index = open(folder)
-    if isinstance(index, VectorIndex):
+    if index.kind not in TEXT_KINDS:
         raise DataError(f"{folder}: found a {index.kind} index, which holds vectors; expected an index of texts.")
-    return index
+    return cast(LexicalIndex, index)
 
 
 def check_options(options: IndexOptions) -> None:
     """UsageError when a value is unknown or out of range."""
     check_metric(options.metric)
-    kinds = ("auto", *(kind for kind in INDEXES if kind not in _TEXT_KINDS))
+    kinds = ("auto", *(kind for kind in INDEXES if kind not in TEXT_KINDS))
     if options.kind not in kinds:
         raise UsageError(f"kind {options.kind!r} is unknown for vectors; expected one of {', '.join(kinds)}.")
     if not 0 < options.recall <= 1:

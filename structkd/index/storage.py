@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy.sparse import csr_array, save_npz
 from torch import Tensor
 
 from structkd.errors import CorruptFileError, DataError
@@ -119,13 +120,9 @@ class Draft:
             yield temporary
         self._names.append(name)
 
-    def vectors(self, count: int, dim: int) -> Tensor:
-        """The vectors already written, memory-mapped."""
-        stored = Stored(self.folder, IndexManifest("", "", count, dim, files=tuple(self._listed("vectors"))))
-        return stored.vectors
-
-    def _listed(self, stem: str) -> list[StoredFile]:
-        return [StoredFile(name, 0, "") for name in self._names if name.startswith(f"{stem}-")]
+    def stored(self, manifest: IndexManifest) -> "Stored":
+        """What is already written, to read while the rest is built."""
+        return Stored(self.folder, replace(manifest, files=tuple(StoredFile(name, 0, "") for name in self._names)))
 
     def arrays(self, stem: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as one safetensors file."""
@@ -274,11 +271,32 @@ def open_stored(folder: str | Path, expect_encoder: str | None = None) -> Stored
     return Stored(path, manifest)
 
 
-def verify(folder: str | Path) -> list[tuple[str, str]]:
-    """(path, problem) of each file that is missing, cut or differs from its checksum; empty when all is well."""
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found."""
+
+    files: int
+    "Files that the manifest names, and the manifest."
+
+    problems: tuple[tuple[str, str], ...]
+    "(path, problem) of each file that is missing, cut or differs from its checksum."
+
+    @property
+    def ok(self) -> bool:
+        """No problems."""
+        return not self.problems
+
+
+def verify(folder: str | Path) -> Report:
+    """Read every byte of an index and compare it with the manifest.
+
+    Raises:
+        DataError: no index there, or its manifest cannot be read.
+    """
     path = Path(folder)
     problems = []
-    for file in _read_manifest(path).files:
+    manifest = _read_manifest(path)
+    for file in manifest.files:
         found = inside(path, file.path)
         if not found.is_file():
             problems.append((file.path, "missing"))
@@ -286,7 +304,13 @@ def verify(folder: str | Path) -> list[tuple[str, str]]:
             problems.append((file.path, f"found {found.stat().st_size} bytes, expected {file.bytes}"))
         elif sha256_file(found) != file.sha256:
             problems.append((file.path, "bytes differ from the checksum in the manifest"))
-    return problems
+    return Report(len(manifest.files) + 1, tuple(problems))
+
+
+def write_graph(path: str | Path, graph: csr_array) -> None:
+    """Write a sparse matrix as .npz, atomically; scipy.sparse.load_npz reads it."""
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        save_npz(handle, graph)
 
 
 def _read_manifest(folder: Path) -> IndexManifest:

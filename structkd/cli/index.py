@@ -1,0 +1,244 @@
+"""`structkd index`: build, search, knn-graph, show, verify."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import App, Parameter
+
+from structkd import index
+from structkd.cli.output import Common, Output, Table
+from structkd.errors import UsageError
+from structkd.index.base import LexicalIndex, VectorIndex
+from structkd.index.kinds import TEXT_KINDS, read_npy
+from structkd.index.storage import IndexManifest, open_stored, write_graph
+from structkd.progress import note
+from structkd.ranking.datasets import load
+from structkd.trec import Run, read_lines, write_run
+
+app = App(name="index", help="Vector and text indexes: build, search, neighbour graphs, checks.")
+
+
+@app.command
+def build(
+    *,
+    out: Path,
+    collection: str | None = None,
+    vectors: Path | None = None,
+    ids: Path | None = None,
+    kind: str = "auto",
+    metric: str = "cosine",
+    recall: float = 0.95,
+    memory: float | None = None,
+    k1: float = 0.9,
+    b: float = 0.4,
+    encoder: str | None = None,
+    device: str = "auto",
+    common: Common = Common(),
+) -> Output:
+    """Build an index of the texts of a collection, or of vectors.
+
+    Parameters
+    ----------
+    out
+        Folder of the index; one that stands there is replaced when the new one is complete.
+    collection
+        Texts: a folder in BEIR layout, or another name that `structkd ranking` takes.
+    vectors
+        Vectors: a .npy file, [count, dim].
+    ids
+        One document id per line, in the order of the vectors; row numbers when absent.
+    kind
+        auto, flat, faiss-flat, ivf-sq8, ivf-pq, hnsw for vectors; bm25 for texts.
+    metric
+        cosine (normalises inside), ip or l2.
+    recall
+        Recall@10 that an approximate kind should reach; what it reaches is measured and stored.
+    memory
+        Gigabytes that searching may take; only `auto` looks at it.
+    k1
+        BM25: saturation of the word count.
+    b
+        BM25: how much the document's length counts.
+    encoder
+        Fingerprint of the encoder that made the vectors.
+    device
+        auto, cpu, cuda or cuda:N.
+    """
+    if (collection is None) == (vectors is None):
+        raise UsageError("give either --collection (texts) or --vectors (a .npy file).")
+    began = time.perf_counter()
+    if collection is not None:
+        built: VectorIndex | LexicalIndex = _build_text(collection, "bm25" if kind == "auto" else kind, k1, b, out)
+    else:
+        names = None if ids is None else [line for _, line in read_lines(ids)]
+        built = index.build(
+            read_npy(vectors or ""),
+            names,
+            kind=kind,
+            metric=metric,
+            out=out,
+            device=device,
+            recall=recall,
+            memory=memory,
+            encoder=encoder,
+            seed=common.seed,
+        )
+    note(f"index: {built.kind}, {len(built):,} documents in {time.perf_counter() - began:.1f} s")
+    return show(out, common=common)
+
+
+@app.command
+def search(
+    folder: Annotated[Path, Parameter(name="INDEX")],
+    *,
+    out: Path,
+    collection: str | None = None,
+    queries: Path | None = None,
+    query_ids: Path | None = None,
+    k: int = 100,
+    device: str = "auto",
+    common: Common = Common(),
+) -> Output:
+    """Search and write a TREC run.
+
+    Parameters
+    ----------
+    folder
+        Folder of the index.
+    out
+        The run file.
+    collection
+        Query texts for a text index: a folder in BEIR layout, or another name that `structkd ranking` takes.
+    queries
+        Query vectors for a vector index: a .npy file, [queries, dim].
+    query_ids
+        One query id per line, in the order of the query vectors; row numbers when absent.
+    k
+        Length of each list.
+    device
+        auto, cpu, cuda or cuda:N.
+    """
+    if (collection is None) == (queries is None):
+        raise UsageError("give either --collection (query texts, text index) or --queries (a .npy file, vector index).")
+    began = time.perf_counter()
+    run = _search_texts(folder, collection, k) if collection else _search_vectors(folder, queries, query_ids, k, device)
+    seconds = time.perf_counter() - began
+    write_run(out, run)
+    data = {"run": str(out), "queries": len(run.lists), "documents": len(run), "seconds": round(seconds, 3)}
+    return Output(data, lines=[f"{out}: {len(run):,} documents for {len(run.lists):,} queries in {seconds:.2f} s"])
+
+
+@app.command(name="knn-graph")
+def knn_graph(
+    folder: Annotated[Path, Parameter(name="INDEX")],
+    *,
+    out: Path,
+    k: int = 10,
+    symmetric: str = "none",
+    self_loops: Annotated[bool, Parameter(negative=())] = False,
+    device: str = "auto",
+    common: Common = Common(),
+) -> Output:
+    """Write the nearest neighbours of every indexed vector as a scipy sparse matrix (.npz) of scores.
+
+    Parameters
+    ----------
+    folder
+        Folder of the index.
+    out
+        The .npz file; scipy.sparse.load_npz reads it.
+    k
+        Neighbours per vector, itself not counted.
+    symmetric
+        none, mutual (edges whose reverse is there too) or union (every reverse edge added).
+    self_loops
+        Add each vector's score with itself.
+    device
+        auto, cpu, cuda or cuda:N.
+    """
+    began = time.perf_counter()
+    graph = index.open_vectors(folder, device).knn_graph(k, symmetric=symmetric, self_loops=self_loops)
+    write_graph(out, graph)
+    degrees = np.diff(graph.indptr)
+    data = {
+        "graph": str(out),
+        "nodes": graph.shape[0],
+        "edges": graph.nnz,
+        "k": k,
+        "symmetric": symmetric,
+        "degree_min": int(degrees.min()),
+        "degree_max": int(degrees.max()),
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    return Output(data, tables=[Table("Neighbour graph", [data])])
+
+
+@app.command
+def show(folder: Annotated[Path, Parameter(name="INDEX")], *, common: Common = Common()) -> Output:
+    """Show what an index holds.
+
+    Parameters
+    ----------
+    folder
+        Folder of the index.
+    """
+    manifest = open_stored(folder).manifest
+    data = _facts(manifest)
+    row = {name: value for name, value in data.items() if not isinstance(value, dict) and value is not None}
+    lines = [f"parameters: {', '.join(f'{name} {value}' for name, value in manifest.parameters.items())}"]
+    return Output(data, tables=[Table(str(folder), [row])], lines=lines)
+
+
+@app.command
+def verify(folder: Annotated[Path, Parameter(name="INDEX")], *, common: Common = Common()) -> Output:
+    """Check every byte of an index against the checksums in its manifest.
+
+    Parameters
+    ----------
+    folder
+        Folder of the index.
+    """
+    report = index.verify(folder)
+    found = [{"path": path, "problem": problem} for path, problem in report.problems]
+    lines = [f"{folder}: {report.files} files, {'all well' if report.ok else f'{len(found)} bad'}"]
+    data = {"ok": report.ok, "files": report.files, "problems": found}
+    return Output(data, tables=[Table("Problems", found)] if found else (), lines=lines, ok=report.ok)
+
+
+def _facts(manifest: IndexManifest) -> dict[str, Any]:
+    """The keys of `index build` and `index show`."""
+    return {
+        "kind": manifest.kind,
+        "metric": manifest.metric,
+        "dim": manifest.dim or 0,
+        "count": manifest.count,
+        "bytes": manifest.bytes,
+        "recall": 1.0 if manifest.recall is None else manifest.recall["value"],  # no measure: every document is scored
+        "build_seconds": manifest.build_seconds,
+        "reason": manifest.reason,
+        "encoder": manifest.encoder,
+        "recall_measured": manifest.recall,
+        "parameters": manifest.parameters,
+    }
+
+
+def _build_text(collection: str, kind: str, k1: float, b: float, out: Path) -> LexicalIndex:
+    if kind not in TEXT_KINDS:
+        raise UsageError(
+            f"kind {kind!r} indexes vectors; --collection holds texts and takes {' or '.join(TEXT_KINDS)}. "
+            "Make vectors with `structkd ranking encode`, then give --vectors."
+        )
+    return index.build_text(load(collection).documents, kind=kind, k1=k1, b=b, out=out)
+
+
+def _search_texts(folder: Path, collection: str | None, k: int) -> Run:
+    queries = load(collection or "").queries
+    return index.open_text(folder).search(list(queries.texts), k).run(list(queries.ids))
+
+
+def _search_vectors(folder: Path, queries: Path | None, query_ids: Path | None, k: int, device: str) -> Run:
+    vectors = read_npy(queries or "")
+    names = [line for _, line in read_lines(query_ids)] if query_ids else [str(row) for row in range(len(vectors))]
+    return index.open_vectors(folder, device).search(vectors, k).run(names)

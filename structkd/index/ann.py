@@ -1,0 +1,359 @@
+"""FaissIndex: approximate search with faiss (inverted lists with 8-bit or 4-bit codes, HNSW), its recall measured.
+
+faiss proposes candidates; their scores are then computed exactly from the stored vectors (`exact_scores`), so scores
+and order of what was found are those of FlatIndex, whatever the codes. faiss says -1 where it found nothing: such
+places are invalid and never mapped to an id.
+"""
+
+import importlib.metadata
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from structkd.errors import CorruptFileError, DataError, DeviceError, UsageError
+from structkd.ids import Ids
+from structkd.index.base import (
+    Metric,
+    Symmetric,
+    TopK,
+    Vectors,
+    check_k,
+    exact_scores,
+    excluded_rows,
+    neighbour_graph,
+    prepare_queries,
+    ranked,
+    resolve_device,
+    search_without,
+)
+from structkd.index.flat import FlatIndex
+from structkd.index.storage import Draft, IndexManifest, Stored
+
+_DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cu13")
+_FACTOR = {"faiss-flat": 1, "ivf-sq8": 2, "ivf-pq": 8, "hnsw": 1}  # candidates scored exactly, per document asked for
+_LARGEST_FACTOR = 64
+_LINKS, _CONSTRUCTION = 32, 100  # HNSW: neighbours per node, list length while building
+_LARGEST_LIST = 1024
+_BLAS_FROM_QUERIES = 4  # below, faiss's own loop is faster than a matrix product
+_BLAS_THRESHOLD = 800  # queries x dimensions per thread from which the product pays (faiss waits until 128000)
+_GPU_LARGEST_K = 2048
+_BLOCK = 65536
+_QUERIES = 1024
+_RECALL_K, _RECALL_SAMPLE = 10, 200
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the build decided and measured."""
+
+    parameters: dict[str, Any]
+    recall: dict[str, Any]
+
+
+class FaissIndex:
+    """Approximate nearest neighbours (exact for "faiss-flat").
+
+    Attributes:
+        kind: faiss-flat, ivf-sq8, ivf-pq or hnsw.
+        metric: cosine, ip or l2.
+        dim: dimensions.
+        manifest: what the folder says about the index, the measured recall among it.
+    """
+
+    def __init__(self, stored: Stored, device: str | torch.device = "auto") -> None:
+        check_one_faiss()
+        self.manifest: IndexManifest = stored.manifest
+        self.kind: str = stored.manifest.kind
+        self.metric: Metric = stored.manifest.metric
+        self.dim: int = stored.manifest.dim or 0
+        self._stored = stored
+        self._engine = _read(stored)
+        self._apply(stored.manifest.parameters)
+        self._resources: Any = None
+        self._on_gpu: Any = None
+        if _wants_gpu(device):
+            self._resources = faiss.StandardGpuResources()  # must outlive the GPU copy
+            self._on_gpu = faiss.index_cpu_to_gpu(self._resources, resolve_device("cuda").index or 0, self._engine)
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    @property
+    def ids(self) -> Ids:
+        """Document ids in row order."""
+        return self._stored.ids
+
+    @property
+    def ties(self) -> NDArray[np.int64]:
+        """Tie rank of each row's id."""
+        return self._stored.ties
+
+    @property
+    def vectors(self) -> Tensor:
+        """float32 [count, dim], memory-mapped."""
+        return self._stored.vectors
+
+    def search(self, queries: Vectors, k: int = 10, *, exclude: Sequence[Sequence[str]] | None = None) -> TopK:
+        """The k best documents among those that the index looks at (`manifest.recall` says how many it misses).
+
+        Args:
+            queries: [queries, dim], any real type; normalised here under cosine.
+            k: list length; places that the index cannot fill are invalid (row -1).
+            exclude: per query, ids of documents that must not come; their places are filled with the next best.
+
+        Raises:
+            DataError: another dimension than the index, a value that is not finite, a zero query under cosine.
+            UsageError: k below 1.
+        """
+        check_k(k)
+        prepared = prepare_queries(queries, self.metric, self.dim)
+        if exclude is None:
+            return self._search(prepared, k)
+        banned = excluded_rows(exclude, self.ids, len(prepared))
+        return search_without(lambda fetch: self._search(prepared, fetch), banned, k, len(self))
+
+    def knn_graph(self, k: int, symmetric: Symmetric = "none", self_loops: bool = False) -> csr_array:
+        """The k nearest others found for every indexed vector, [count, count] CSR (see `neighbour_graph`)."""
+        rows = torch.arange(len(self)).unsqueeze(1)
+        loops = exact_scores(self.vectors, self.vectors, rows, self.metric)[:, 0].numpy() if self_loops else None
+        return neighbour_graph(
+            lambda start, stop: self._search(self.vectors[start:stop], k + 1), len(self), k, symmetric, loops
+        )
+
+    def _search(self, queries: Tensor, k: int) -> TopK:
+        starts = range(0, max(len(queries), 1), _QUERIES)
+        parts = [self._search_block(queries[at : at + _QUERIES], k) for at in starts]
+        rows, scores, valid = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return TopK(rows, scores, valid, self.ids)
+
+    def _search_block(self, queries: Tensor, k: int) -> tuple[NDArray, NDArray, NDArray]:
+        fetch = min(len(self), k * self._factor)
+        candidates = torch.from_numpy(self._candidates(queries.numpy(), fetch))
+        scores = exact_scores(queries, self.vectors, candidates, self.metric)
+        return ranked(candidates, scores, self.ties, k)
+
+    def _candidates(self, queries: NDArray[np.float32], fetch: int) -> NDArray[np.int64]:
+        """Rows that faiss proposes, -1 where it has none."""
+        if not len(queries):
+            return np.empty((0, fetch), dtype=np.int64)
+        engine = self._engine if self._on_gpu is None or fetch > _GPU_LARGEST_K else self._on_gpu
+        with blas_from_small_batches(len(queries)):
+            _, rows = engine.search(queries, fetch)
+        return np.asarray(rows, dtype=np.int64)
+
+    def _apply(self, parameters: dict[str, Any]) -> None:
+        """Set how much of the index a search looks at."""
+        self._factor = int(parameters.get("factor", 1))
+        if "nprobe" in parameters:
+            faiss.extract_index_ivf(self._engine).nprobe = int(parameters["nprobe"])
+        if "ef_search" in parameters:
+            self._engine.hnsw.efSearch = int(parameters["ef_search"])
+
+
+def train(target: Draft, vectors: Tensor, manifest: IndexManifest, recall: float, device: torch.device) -> Trained:
+    """Build the engine over stored vectors, write it, and choose the cheapest search that reaches the recall.
+
+    Args:
+        target: where to write; its vectors and ids are already there.
+        vectors: the prepared vectors.
+        manifest: kind, metric, dimension, count.
+        recall: recall@10 to reach, measured on a sample of the indexed vectors against exact search.
+        device: for the exact search.
+
+    Raises:
+        DataError: too few vectors for the kind.
+    """
+    check_one_faiss()
+    engine, parameters = _build(vectors, manifest)
+    with target.file("faiss", ".faiss") as path:
+        faiss.write_index(engine, str(path))
+    start = manifest.parameters | parameters | {"factor": _FACTOR[manifest.kind]}
+    stored = target.stored(replace(manifest, parameters=start))
+    return _tune(FaissIndex(stored, "cpu"), FlatIndex(stored, device), start, recall)
+
+
+def check_one_faiss() -> None:
+    """UsageError when two distributions that install the module `faiss` are there: they overwrite each other."""
+    found = []
+    for name in _DISTRIBUTIONS:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if len(found) > 1:
+        raise UsageError(
+            f"found {' and '.join(found)}, which install the same module and overwrite each other; expected one. "
+            f"Run: pip uninstall {' '.join(item.split()[0] for item in found)}, then install one of them."
+        )
+
+
+class _Setting:
+    """The process-wide faiss setting and who is using it."""
+
+    lock = threading.Lock()
+    users = 0
+    before = 0
+
+
+@contextmanager
+def blas_from_small_batches(queries: int) -> Iterator[None]:
+    """Let faiss use matrix products for batches that it would loop over (7x at 256 queries).
+
+    faiss keeps the threshold in one global variable: the first caller sets it, the last one restores it, also after an
+    error; searches of several threads run side by side. Below four queries nothing is touched.
+    """
+    if queries < _BLAS_FROM_QUERIES:
+        yield
+        return
+    with _Setting.lock:
+        if _Setting.users == 0:
+            _Setting.before = faiss.cvar.distance_compute_blas_threshold
+            faiss.cvar.distance_compute_blas_threshold = _BLAS_THRESHOLD * faiss.omp_get_max_threads()
+        _Setting.users += 1
+    try:
+        yield
+    finally:
+        with _Setting.lock:
+            _Setting.users -= 1
+            if _Setting.users == 0:
+                faiss.cvar.distance_compute_blas_threshold = _Setting.before
+
+
+def _read(stored: Stored) -> Any:
+    path = stored.path("faiss")
+    flags = faiss.IO_FLAG_MMAP_IFC if stored.manifest.kind == "faiss-flat" else 0
+    try:
+        engine = faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        raise CorruptFileError(f"{path}: faiss cannot read it ({str(error)[:200]}). Build the index again.") from None
+    if engine.ntotal != stored.manifest.count:
+        raise CorruptFileError(f"{path}: found {engine.ntotal} vectors, expected {stored.manifest.count}.")
+    return engine
+
+
+def _wants_gpu(device: str | torch.device) -> bool:
+    """Whether to search on a GPU; DeviceError when one was named and the installed faiss has none."""
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    if str(device) == "auto":
+        return bool(gpus > 0 and torch.cuda.is_available())
+    if resolve_device(device).type != "cuda":
+        return False
+    if gpus == 0:
+        raise DeviceError(
+            "device 'cuda' was asked for and the installed faiss sees no GPU. "
+            "Run: pip install 'structkd[gpu]', or use device='cpu'."
+        )
+    return True
+
+
+def _build(vectors: Tensor, manifest: IndexManifest) -> tuple[Any, dict[str, Any]]:
+    """The filled engine and what it was built with."""
+    metric = faiss.METRIC_L2 if manifest.metric == "l2" else faiss.METRIC_INNER_PRODUCT
+    count, dim, kind = len(vectors), vectors.shape[1], manifest.kind
+    engine: Any
+    if kind == "hnsw":
+        engine = faiss.IndexHNSWFlat(dim, _LINKS, metric)
+        engine.hnsw.efConstruction = _CONSTRUCTION
+        parameters: dict[str, Any] = {
+            "factory": f"HNSW{_LINKS},Flat",
+            "ef_construction": _CONSTRUCTION,
+            "ef_search": 16,
+        }
+    elif kind == "faiss-flat":
+        engine = faiss.IndexFlat(dim, metric)
+        parameters = {"factory": "Flat"}
+    else:
+        lists = _lists(count)
+        factory = f"IVF{lists},SQ8" if kind == "ivf-sq8" else _product_codes(dim, lists)
+        engine = faiss.index_factory(dim, factory, metric)
+        parameters = {"factory": factory, "nprobe": 1}
+        _train_lists(engine, vectors, lists, manifest)
+    for start in range(0, count, _BLOCK):
+        with blas_from_small_batches(_BLOCK):
+            engine.add(vectors[start : start + _BLOCK].numpy())
+    return engine, parameters
+
+
+def _train_lists(engine: Any, vectors: Tensor, lists: int, manifest: IndexManifest) -> None:
+    """Train the coarse centroids and the codes on a seeded sample, read in storage order."""
+    count, seed = len(vectors), int(manifest.parameters.get("seed", 0))
+    smallest = 16 if manifest.kind == "ivf-pq" else 1
+    if count < smallest:
+        raise DataError(f"{manifest.kind} needs at least {smallest} vectors, found {count}. Use the kind 'flat'.")
+    size = min(count, max(64 * lists, 20_000))
+    chosen = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
+    ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(engine))
+    for clustering in (ivf.cp, *([ivf.pq.cp] if manifest.kind == "ivf-pq" else [])):
+        clustering.seed = seed + 1
+        clustering.min_points_per_centroid = 1  # small collections are allowed; faiss would print a warning
+    with blas_from_small_batches(size):
+        engine.train(vectors[torch.from_numpy(chosen)].numpy())
+
+
+def _lists(count: int) -> int:
+    """Inverted lists: the power of two near 2 sqrt(count), with at least 39 vectors a list to learn from."""
+    wanted = max(1, min(2 * count**0.5, count / 39))
+    return int(2 ** np.floor(np.log2(wanted)))
+
+
+def _product_codes(dim: int, lists: int) -> str:
+    """Factory of 4-bit codes: one per eight dimensions, at least 16 (or one per dimension), padded to whole groups."""
+    groups = max(min(16, dim), -(-dim // 8))
+    padded = -(-dim // groups) * groups
+    return f"{'' if padded == dim else f'Pad{padded},'}IVF{lists},PQ{groups}x4fs"
+
+
+def _tune(index: FaissIndex, exact: FlatIndex, parameters: dict[str, Any], target: float) -> Trained:
+    """Raise nprobe (or the HNSW list), then the number of exactly scored candidates, until the recall is reached."""
+    count, k = len(index), min(_RECALL_K, len(index) - 1)
+    seed = int(parameters.get("seed", 0))
+    sample = np.sort(np.random.default_rng(seed + 1).choice(count, min(_RECALL_SAMPLE, count), replace=False))
+    queries = index.vectors[torch.from_numpy(sample)]
+    least = _kth_other(exact._search(queries, k + 1), sample, k)
+
+    def measured(trial: dict[str, Any]) -> float:
+        index._apply(trial)
+        return _recall(index._search(queries, k + 1), sample, k, least)
+
+    if k == 0:
+        return Trained(parameters, {"k": 0, "sample": count, "value": 1.0, "target": target})
+    best, value = parameters, measured(parameters)
+    for trial in _trials(parameters, count):
+        if value >= target:
+            break
+        best, value = trial, measured(trial)
+    return Trained(best, {"k": k, "sample": len(sample), "value": round(value, 4), "target": target})
+
+
+def _trials(parameters: dict[str, Any], count: int) -> Iterator[dict[str, Any]]:
+    """Ever more thorough searches."""
+    trial = dict(parameters)
+    name, end = ("nprobe", _lists(count)) if "nprobe" in trial else ("ef_search", _LARGEST_LIST)
+    while name in trial and trial[name] < end:
+        trial = trial | {name: trial[name] * 2}
+        yield trial
+    while trial["factor"] < _LARGEST_FACTOR:
+        trial = trial | {"factor": trial["factor"] * 2}
+        yield trial
+
+
+def _kth_other(top: TopK, sample: NDArray[np.int64], k: int) -> NDArray[np.float32]:
+    """Score of the k-th best row other than the query's own."""
+    others = np.where(top.rows == sample[:, None], -np.inf, top.scores)
+    ordered: NDArray[np.float32] = -np.sort(-others, axis=1)
+    return ordered[:, max(k - 1, 0)]
+
+
+def _recall(top: TopK, sample: NDArray[np.int64], k: int, least: NDArray[np.float32]) -> float:
+    """Share of the k best others that were found; a document that ties with the k-th counts."""
+    hits = top.valid & (top.rows != sample[:, None]) & (top.scores >= least[:, None])
+    return float((np.minimum(hits.sum(axis=1), k) / k).mean())
