@@ -1,8 +1,8 @@
 """TK, the kernel student (Hofstaetter et al., ECAI 2020, arXiv 2002.01854; used in arXiv 2010.02666).
 
 Word vectors, a small Transformer on each side, and soft histograms of their cosines. Texts meet in a matrix of cosines
-only, so document vectors can be stored. No pretrained weights: the vocabulary is counted in a collection and its vectors
-start at random.
+only, so document vectors can be stored. No pretrained weights: the vocabulary is counted in a collection and its
+vectors start at random.
 """
 
 import dataclasses
