@@ -37,8 +37,8 @@ def teach_command(
     out: Path,
     split: str | None = None,
     candidates: Path | None = None,
-    config: Annotated[TeacherConfig, Parameter(name="*")] = TeacherConfig(),
     common: Common = Common(),
+    config: Annotated[TeacherConfig, Parameter(name="*")] = TeacherConfig(),
 ) -> Output:
     """Teach a cross-encoder from a collection's judgements.
 
@@ -111,8 +111,8 @@ def distill_command(
     split: str | None = None,
     combine: Combine = "z-mean",
     max_length: int | None = None,
-    config: Annotated[DistillConfig, Parameter(name="*")] = DistillConfig(),
     common: Common = Common(),
+    config: Annotated[DistillConfig, Parameter(name="*")] = DistillConfig(),
 ) -> Output:
     """Distil a student from stored scores (--scores) or from teachers (--teacher, cached below OUT).
 
@@ -162,9 +162,9 @@ def evaluate_command(
     run: Path | None = None,
     candidates: Path | None = None,
     split: str | None = None,
+    common: Common = Common(),
     config: Annotated[EvaluateConfig, Parameter(name="*")] = EvaluateConfig(),
     per_query: Path | None = None,
-    common: Common = Common(),
 ) -> Output:
     """Measure a run (--run) or a model (--model) with ir-measures, ties broken by document id.
 
@@ -251,8 +251,8 @@ def mine_command(
     out: Path,
     candidates: Path | None = None,
     split: str | None = None,
-    config: Annotated[MineConfig, Parameter(name="*")] = MineConfig(),
     common: Common = Common(),
+    config: Annotated[MineConfig, Parameter(name="*")] = MineConfig(),
 ) -> Output:
     """Mine negatives: candidates that are no judged positive and no copy of one, as a run.
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from sentence_transformers.util import is_sentence_transformer_model
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -240,7 +240,9 @@ class StaticScorer(BiScorer):
     kind = "static"
 
     @classmethod
-    def fresh(cls, documents: Texts, *, dimension: int = 384, vocabulary: int = 16_000, seed: int = 0) -> Self:
+    def fresh(
+        cls, documents: Texts, *, dimension: int = 384, vocabulary: int = 16_000, seed: int = 0
+    ) -> "StaticScorer":
         """An untrained student over a tokenizer learned from the documents.
 
         Each token starts as a random direction of length idf = log((N + 1) / (n + 1)) + .1 for a token in n of N
@@ -441,19 +443,41 @@ def _is_cross(path: Path) -> bool:
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Tokenizer:
-    """A WordPiece tokenizer of lower-cased words, learned from the texts alone; same texts, same tokenizer."""
+    """A WordPiece tokenizer of lower-cased words, learned from the texts alone: same texts, same tokenizer.
+
+    Three quarters of the vocabulary are the most frequent words, the rest frequent word ends of up to four letters, and
+    every single character, so that an unseen word falls into known pieces. Ties go to the alphabet: the trainers of the
+    tokenizers library order them by chance.
+
+    Raises:
+        DataError: the texts hold no word.
+    """
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=64))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits()])
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, min_frequency=2, special_tokens=["[UNK]"], show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() < 2:
+    words = Counter[str]()
+    for text in texts:
+        split = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        words.update(word for word, _ in split)
+    if not words:
         raise DataError(f"{len(texts)} documents hold no words to learn a tokenizer from.")
+    ends = Counter[str]()
+    for word, count in words.items():
+        ends.update({f"##{word[-length:]}": count for length in range(1, 5) if length < len(word)})
+    characters = sorted({letter for word in words for letter in word})
+    pieces = ["[UNK]", *characters, *(f"##{letter}" for letter in characters)]
+    pieces += _most_frequent(words, vocabulary * 3 // 4) + _most_frequent(ends, vocabulary // 4)
+    rows = {piece: row for row, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer.model = models.WordPiece(vocab=rows, unk_token="[UNK]", max_input_chars_per_word=64)
     return tokenizer
+
+
+def _most_frequent(counts: Counter[str], limit: int) -> list[str]:
+    """What occurs twice or more, the most frequent first, ties by the alphabet."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [piece for piece, count in ordered[:limit] if count > 1]
 
 
 def padded(tokens: Sequence[NDArray[np.int32]], tokenizer: Any) -> dict[str, Any]:
