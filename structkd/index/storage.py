@@ -201,13 +201,13 @@ class Stored:
     @cached_property
     def vectors(self) -> Tensor:
         """float32 [count, dim], memory-mapped."""
-        vectors = self.arrays("vectors")["vectors"]
-        shape = (self.manifest.count, self.manifest.dim)
-        if tuple(vectors.shape) != shape:
-            raise CorruptFileError(
-                f"{self.path('vectors')}: found shape {list(vectors.shape)}, expected {list(shape)}."
-            )
-        return vectors
+        return self.arrays("vectors")["vectors"]
+
+    def check_shape(self) -> None:
+        """CorruptFileError when the vector file holds another shape than the manifest says (maps it, reads nothing)."""
+        found, expected = list(self.vectors.shape), [self.manifest.count, self.manifest.dim]
+        if found != expected:
+            raise CorruptFileError(f"{self.path('vectors')}: found shape {found}, expected {expected}.")
 
     @cached_property
     def _id_arrays(self) -> dict[str, Tensor]:
@@ -263,12 +263,15 @@ def open_stored(folder: str | Path, expect_encoder: str | None = None) -> Stored
             raise CorruptFileError(
                 f"{found}: found {found.stat().st_size} bytes, expected {file.bytes}. Copy the index again."
             )
+    stored = Stored(path, manifest)
+    if manifest.dim is not None:
+        stored.check_shape()
     if expect_encoder is not None and manifest.encoder != expect_encoder:
         raise DataError(
             f"{path}: the vectors come from encoder {manifest.encoder}, expected {expect_encoder}. "
             "Encode queries and documents with one encoder."
         )
-    return Stored(path, manifest)
+    return stored
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,134 @@
+"""`structkd index` as scripts call it: lines and JSON keys of the contract, runs, exit status."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse import load_npz
+
+from structkd.cli.app import run
+from structkd.trec import read_run
+
+KEYS = {"kind", "metric", "dim", "count", "bytes", "recall", "build_seconds"}
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    documents = {"d2": ("Cats", "purr at night"), "d1": ("Cats", "purr at night"), "d3": ("", "dogs bark")}
+    lines = [json.dumps({"_id": name, "title": title, "text": text}) for name, (title, text) in documents.items()]
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    queries = {"q1": "cat purring", "q2": "dogs", "q3": "zebra"}
+    (folder / "queries.jsonl").write_text("\n".join(json.dumps({"_id": q, "text": t}) for q, t in queries.items()))
+    judged = "q1\td1\t1\nq2\td3\t1\nq3\td3\t1\n"
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+@pytest.fixture
+def vectors(tmp_path: Path) -> Path:
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).standard_normal((30, 4)))
+    (tmp_path / "ids.txt").write_text("".join(f"d{n}\n" for n in range(30)))
+    return tmp_path / "v.npy"
+
+
+def called(capsys: pytest.CaptureFixture[str], *tokens: object) -> Any:
+    status = run([str(token) for token in tokens] + ["--json"])
+    out = capsys.readouterr()
+    assert status == 0, out.err
+    return json.loads(out.out)
+
+
+def test_texts(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    built = called(capsys, "index", "build", "--collection", collection, "--kind", "bm25", "--out", tmp_path / "i")
+    assert built.keys() >= KEYS
+    assert (built["kind"], built["count"], built["recall"]) == ("bm25", 3, 1.0)
+    found = called(
+        capsys, "index", "search", tmp_path / "i", "--collection", collection, "--k", 2, "--out", tmp_path / "r"
+    )
+    assert found["documents"] == 3
+    lists = read_run(tmp_path / "r").lists
+    assert {query: documents for query, (documents, _) in lists.items()} == {"q1": ["d1", "d2"], "q2": ["d3"]}
+    shown = called(capsys, "index", "show", tmp_path / "i")
+    assert shown == built
+    assert called(capsys, "index", "verify", tmp_path / "i") == {"ok": True, "files": 3, "problems": []}
+
+
+def test_vectors(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "i"
+    ids = tmp_path / "ids.txt"
+    built = called(
+        capsys,
+        *("index", "build", "--vectors", vectors, "--ids", ids, "--kind", "auto"),
+        "--metric",
+        "cosine",
+        "--out",
+        folder,
+    )
+    assert built.keys() >= KEYS
+    assert (built["kind"], built["metric"], built["dim"], built["count"]) == ("flat", "cosine", 4, 30)
+    assert built["reason"].startswith("30 vectors are at most 2,000,000")
+    called(capsys, "index", "search", folder, "--queries", vectors, "--k", 5, "--out", tmp_path / "r")
+    lists = read_run(tmp_path / "r").lists
+    assert {query: documents[0] for query, (documents, _) in lists.items()} == {str(n): f"d{n}" for n in range(30)}
+    called(
+        capsys,
+        *("index", "search", folder, "--queries", vectors, "--query-ids", ids),
+        "--k",
+        1,
+        "--out",
+        tmp_path / "s",
+    )
+    assert list(read_run(tmp_path / "s").lists) == [f"d{n}" for n in range(30)]
+    graph = called(
+        capsys,
+        *("index", "knn-graph", folder, "--k", 3, "--symmetric", "union", "--self-loops"),
+        "--out",
+        tmp_path / "g.npz",
+    )
+    matrix = load_npz(tmp_path / "g.npz")
+    assert graph["edges"] == matrix.nnz
+    assert (matrix != matrix.T).nnz == 0
+    assert matrix.diagonal() == pytest.approx(1)
+
+
+def test_verify_says_which_file_is_bad(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    called(capsys, "index", "build", "--vectors", vectors, "--out", tmp_path / "i")
+    path = next((tmp_path / "i").glob("vectors-*"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert run(["index", "verify", str(tmp_path / "i"), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert report["problems"] == [{"path": path.name, "problem": "bytes differ from the checksum in the manifest"}]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "status", "message"),
+    [
+        (["build", "--out", "{}/i"], 2, "give either --collection (texts) or --vectors"),
+        (["build", "--collection", "{}/set", "--kind", "flat", "--out", "{}/i"], 2, "kind 'flat' indexes vectors"),
+        (["build", "--vectors", "{}/v.npy", "--kind", "bm25", "--out", "{}/i"], 2, "is unknown for vectors"),
+        (["build", "--vectors", "{}/none.npy", "--out", "{}/i"], 1, "none.npy: no such file"),
+        (["show", "{}/set"], 1, "no index.json there"),
+        (["search", "{}/set", "--out", "{}/r"], 2, "give either --collection"),
+        (["search", "{}/set", "--queries", "{}/v.npy", "--out", "{}/r"], 1, "no index.json there"),
+    ],
+)
+def test_one_line_says_what_is_wrong(
+    tokens: list[str],
+    status: int,
+    message: str,
+    collection: Path,
+    vectors: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["index", *(token.format(tmp_path) for token in tokens)]) == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
