@@ -6,6 +6,7 @@ Every reader returns a `RawGraph`; the layouts are those of torch_geometric's ra
 import pickle
 import zipfile
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from structkd.errors import CorruptFileError, DataError
+from structkd.files import atomic_path
 from structkd.graph.data import UNKNOWN
 from structkd.graph.splits import Split
 
@@ -190,7 +192,7 @@ def _planetoid_part(folder: Path, name: str, key: str) -> Any:
 def _npz(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     _existing(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
             missing = [key for key in needed if key not in archive.files]
             if missing:
                 raise DataError(f"{path}: no array {missing[0]!r}; found {', '.join(archive.files)}.")
@@ -220,3 +222,12 @@ def _attributes(arrays: dict[str, Any], nodes: int, path: Path) -> Any:
     if x.shape[0] != nodes:
         raise DataError(f"{path}: {x.shape[0]} feature rows but {nodes} labels.")
     return x
+
+
+def write_csr_npz(path: Path, x: Any, edges: IntArray, y: IntArray, masks: Mapping[str, Any]) -> None:
+    """Write what `csr_npz` reads: dense features, the adjacency in rows, labels, and fixed masks [splits, nodes]."""
+    adjacency = sp.csr_array((np.ones(edges.shape[1], dtype=np.float32), (edges[0], edges[1])), shape=(len(y),) * 2)
+    adjacency.sort_indices()
+    parts = {f"adj_{key}": getattr(adjacency, key) for key in ("data", "indices", "indptr", "shape")}
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.savez_compressed(handle, attr_matrix=np.asarray(x, dtype=np.float32), labels=y, **parts, **masks)

@@ -87,7 +87,7 @@ def _load(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tens
     if value.get("kind") != kind:
         raise DataError(f"{folder}: holds a {value.get('kind')}; expected a {kind}.")
     try:
-        with np.load(folder / _WEIGHTS, allow_pickle=False) as archive:
+        with open(folder / _WEIGHTS, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
             return value, {name: torch.from_numpy(archive[name]) for name in archive.files}
     except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         raise CorruptFileError(f"{folder / _WEIGHTS}: not whole weights ({error}). Train the model again.") from None

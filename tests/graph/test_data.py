@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+
 from structkd.errors import DataError, UsageError
 from structkd.graph.data import GraphTask, clean_edges, subgraph
 from structkd.graph.datasets import load, nearest_neighbours

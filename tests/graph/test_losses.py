@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from reference import graph_losses as slow
+from torch.nn.functional import log_softmax
+
 from structkd.errors import DataError, UsageError
 from structkd.graph import losses
 from structkd.graph.data import GraphTask
 from structkd.graph.datasets import load
-from torch.nn.functional import log_softmax
-
-from reference import graph_losses as slow
 
 
 def task_of(edges: list[tuple[int, int]], nodes: int = 12) -> GraphTask:

@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import torch
+from torch_geometric.nn import APPNP, GCNConv
+
+from structkd.errors import UsageError
+from structkd.graph.data import GraphTask
+from structkd.graph.datasets import load
+from structkd.graph.models import MODELS, Mlp, build_teacher
+from structkd.graph.sparse import SparseMatrix
+from structkd.graph.train import FitConfig, fit
+
+
+@pytest.fixture(scope="module")
+def task() -> GraphTask:
+    return load("sbm:nodes=150,classes=3,degree=4,labels=5,valid=30")
+
+
+def test_gcn_equals_torch_geometric(task):
+    model = build_teacher("gcn", task.num_features, 8, task.classes, 2, 0.5, 1).eval()
+    convolutions = [GCNConv(task.num_features, 8), GCNConv(8, task.classes)]
+    for layer, convolution in zip(model.layers, convolutions, strict=True):
+        convolution.lin.weight.data = layer.weight.data.T.clone()
+        convolution.bias.data = layer.bias.data.clone().add_(0.1)
+        layer.bias.data = convolution.bias.data.clone()
+    hidden = torch.relu(convolutions[0](task.x, task.edge_index))
+    expected = convolutions[1](hidden, task.edge_index)
+    torch.testing.assert_close(model(task.x, model.prepare(task)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_sage_is_the_row_mean_with_the_node_counted_twice(task):
+    model = build_teacher("sage", task.num_features, 8, task.classes, 1, 0.0, 1).eval()
+    weighted = task.adjacency.dense() + 2 * torch.eye(task.num_nodes)
+    mean = (weighted / weighted.sum(dim=1, keepdim=True)) @ task.x
+    expected = mean @ model.layers[0].weight + model.layers[0].bias
+    torch.testing.assert_close(model(task.x, model.prepare(task)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_appnp_equals_torch_geometric(task):
+    model = build_teacher("appnp", task.num_features, 8, task.classes, 2, 0.5, 1).eval()
+    expected = APPNP(10, 0.1)(model.predict(task.x), task.edge_index)
+    torch.testing.assert_close(model(task.x, model.prepare(task)), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sparse_and_dense_features_give_the_same(task, name):
+    model = build_teacher(name, task.num_features, 8, task.classes, 2, 0.5, 4).eval()
+    graph = model.prepare(task)
+    torch.testing.assert_close(
+        model(SparseMatrix.of(task.x.numpy()), graph), model(task.x, graph), atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_renumbering_nodes_renumbers_logits(task, name):
+    from structkd.graph.data import subgraph
+
+    model = build_teacher(name, task.num_features, 8, task.classes, 2, 0.5, 4).eval()
+    order = torch.randperm(task.num_nodes, generator=torch.Generator().manual_seed(0))
+    other = subgraph(task, order)
+    expected = model(task.x, model.prepare(task))[order]
+    torch.testing.assert_close(model(other.x, model.prepare(other)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_gat_gradient_reaches_every_weight(task):
+    model = build_teacher("gat", task.num_features, 8, task.classes, 2, 0.5, 4)
+    model(SparseMatrix.of(task.x.numpy()), model.prepare(task)).sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_mlp_is_linear_relu_linear():
+    student = Mlp(4, 5, 3, 2).eval()
+    x = torch.randn(6, 4)
+    first, second = student.layers
+    expected = torch.relu(x @ first.weight + first.bias) @ second.weight + second.bias
+    torch.testing.assert_close(student(x), expected)
+
+
+def test_errors():
+    with pytest.raises(UsageError, match=r"teacher 'gin': expected one of gcn"):
+        build_teacher("gin", 3, 4, 2, 2, 0.5, 1)
+    with pytest.raises(UsageError, match=r"hidden width 10 is no multiple of 4"):
+        build_teacher("gat", 3, 10, 2, 2, 0.5, 4)
+    with pytest.raises(UsageError, match=r"layers 0: expected 1 or more"):
+        Mlp(3, 4, 2, 0)
+
+
+class _Constant(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+
+def run_fit(scores: list[float], patience: int = 3):
+    model, values, states = _Constant(), iter(scores), []
+
+    def validate() -> float:
+        states.append(float(model.weight.detach()))
+        return next(values)
+
+    result = fit(model, lambda _: (model.weight - 5) ** 2, validate, FitConfig(0.1, 0, len(scores), patience), 0)
+    return result, float(model.weight.detach()), states
+
+
+def test_the_best_weights_come_back():
+    result, weight, states = run_fit([0.1, 0.5, 0.2, 0.3, 0.4, 0.9])
+    assert (result.best_epoch, result.valid, result.epochs) == (2, 0.5, 5)
+    assert weight == states[1] != states[-1]
+
+
+def test_a_tie_resets_patience_and_wins():
+    result, weight, states = run_fit([0.5, 0.1, 0.1, 0.5, 0.1, 0.1, 0.1, 0.9])
+    assert (result.best_epoch, result.epochs) == (4, 7)
+    assert weight == states[3]
+
+
+def test_history_and_seeds():
+    result, _, _ = run_fit([0.1, 0.2, 0.3])
+    assert [line["step"] for line in result.history] == [1, 2, 3]
+    assert [line["valid"] for line in result.history] == [0.1, 0.2, 0.3]
+    assert result.history[0]["loss"] == pytest.approx(25)
+    state = torch.random.get_rng_state()
+    run_fit([0.1])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_divergence_is_an_error():
+    from structkd.errors import DataError
+
+    model = _Constant()
+    with pytest.raises(DataError, match=r"epoch 1: the loss is nan; lower the learning rate"):
+        fit(model, lambda _: model.weight * np.nan, lambda: 0.0, FitConfig(0.1, 0, 2, 2), 0)
