@@ -59,7 +59,7 @@ INSIDE = {
     ],
     "ranking": [
         {"data"},
-        {"datasets", "losses", "tk", "prett"},
+        {"check", "datasets", "losses", "tk", "prett"},
         {"encoders"},
         {"negatives", "evaluate", "sources"},
         {"train"},
