@@ -29,7 +29,7 @@ def build(
     ids: Path | None = None,
     kind: str = "auto",
     metric: str = "cosine",
-    recall: float = 0.95,
+    recall: float | None = None,
     memory: float | None = None,
     k1: float = 0.9,
     b: float = 0.4,
@@ -54,7 +54,8 @@ def build(
     metric
         cosine (normalises inside), ip or l2.
     recall
-        Recall@10 that an approximate kind should reach; what it reaches is measured and stored.
+        Recall@10 that an approximate kind should reach (default 0.95); what it reaches is measured and stored. With it,
+        `auto` may choose an approximate kind.
     memory
         Gigabytes that searching may take; only `auto` looks at it.
     k1

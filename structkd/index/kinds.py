@@ -32,7 +32,9 @@ from structkd.index.flat import FlatIndex
 from structkd.index.storage import Draft, IndexManifest, Stored, VectorWriter, check_ids, draft, open_stored
 from structkd.progress import note
 
-FLAT_LIMIT = 2_000_000  # above it, exact search is no longer the default (rule 11)
+FLAT_LIMIT = 2_000_000  # above it, exact search is no longer the default
+INEXACT_FROM = 50_000  # below it, exact search is fast enough to need no approximation
+DEFAULT_RECALL = 0.95
 _BLOCK = 8192
 _ANN_KINDS = ("faiss-flat", "ivf-sq8", "ivf-pq", "hnsw")
 TEXT_KINDS = ("bm25",)
@@ -48,8 +50,8 @@ class IndexOptions:
     metric: str = "cosine"
     "cosine (normalises inside), ip (inner product) or l2 (minus the squared distance)."
 
-    recall: float = 0.95
-    "Recall@10 against exact search that an approximate kind should reach."
+    recall: float | None = None
+    "Recall@10 against exact search that an approximate kind should reach (0.95); `auto` may only be inexact with it."
 
     memory: float | None = None
     "Gigabytes that the index may take in memory when it is searched; only `auto` looks at it."
@@ -66,7 +68,7 @@ def build(
     metric: Metric = "cosine",
     out: str | Path | None = None,
     device: str = "auto",
-    recall: float = 0.95,
+    recall: float | None = None,
     memory: float | None = None,
     encoder: str | None = None,
     seed: int = 0,
@@ -77,12 +79,13 @@ def build(
         vectors: [count, dim] as array, tensor or .npy file (opened memory-mapped), or an iterable of such blocks, so
             that what does not fit in memory can be indexed.
         ids: one distinct document id per vector; row numbers when None.
-        kind: a key of INDEXES, or "auto": exact up to two million vectors or when a GPU holds them, ivf-sq8 above.
+        kind: a key of INDEXES, or "auto": exact up to two million vectors or when a GPU holds them, ivf-sq8 above;
+            with a `recall` below 1, ivf-pq from 50,000 vectors on.
         metric: cosine, ip or l2.
         out: folder; an index that stands there is replaced when the new one is complete. None: a temporary folder that
             goes with the index.
         device: auto, cpu, cuda or cuda:N, for searching and training.
-        recall: recall@10 that an approximate kind should reach; what it reaches is in `manifest.recall`.
+        recall: recall@10 that an approximate kind should reach (None: 0.95); what it reaches is in `manifest.recall`.
         memory: gigabytes for searching, looked at by "auto".
         encoder: fingerprint of the encoder, compared by `open(expect_encoder=...)`.
         seed: of the training sample.
@@ -118,7 +121,9 @@ def build(
         )
         if chosen in _ANN_KINDS:
             ann = _opener(chosen)
-            trained = ann.train(target, target.stored(manifest).vectors, manifest, recall=recall, device=target_device)
+            trained = ann.train(
+                target, target.stored(manifest).vectors, manifest, recall=recall or DEFAULT_RECALL, device=target_device
+            )
             manifest = replace(manifest, parameters=manifest.parameters | trained.parameters, recall=trained.recall)
         target.commit(replace(manifest, build_seconds=round(time.perf_counter() - began, 3)))
         if reason:
@@ -206,7 +211,7 @@ def check_options(options: IndexOptions) -> None:
     kinds = ("auto", *(kind for kind in INDEXES if kind not in TEXT_KINDS))
     if options.kind not in kinds:
         raise UsageError(f"kind {options.kind!r} is unknown for vectors; expected one of {', '.join(kinds)}.")
-    if not 0 < options.recall <= 1:
+    if options.recall is not None and not 0 < options.recall <= 1:
         raise UsageError(f"recall is {options.recall}; expected more than 0 and at most 1.")
     if options.memory is not None and not options.memory > 0:
         raise UsageError(f"memory is {options.memory} gigabytes; expected more than 0.")
@@ -215,7 +220,8 @@ def check_options(options: IndexOptions) -> None:
 def choose(options: IndexOptions, count: int, dim: int, device: torch.device) -> tuple[str, str]:
     """The kind for "auto", and why, in one line.
 
-    Exact search up to two million vectors, or when a GPU holds them: it has recall 1 and no build. Above, ivf-sq8.
+    Exact search up to two million vectors, or when a GPU holds them: it has recall 1 and no build. Above, ivf-sq8. When
+    the caller says that a recall below 1 is enough, ivf-pq from 50,000 vectors on: it reads codes 20 times faster.
     When the vectors exceed the memory that was allowed, a compressed kind that fits: ivf-sq8 (a quarter), else ivf-pq.
     """
     size = count * dim * 4 / 1e9
@@ -224,6 +230,12 @@ def choose(options: IndexOptions, count: int, dim: int, device: torch.device) ->
         if size * 1e9 < 0.7 * free:
             return "flat", f"{count:,} vectors ({size:.2f} GB) fit on {device} ({free / 1e9:.1f} GB free); exact"
     fits = options.memory is None or size <= options.memory
+    inexact = options.recall is not None and options.recall < 1 and count >= INEXACT_FROM
+    if inexact and importlib.util.find_spec("faiss") is not None:
+        return (
+            "ivf-pq",
+            f"recall {options.recall} is enough for {count:,} vectors; 4-bit product codes, recall measured",
+        )
     if count <= FLAT_LIMIT and fits:
         return "flat", f"{count:,} vectors are at most {FLAT_LIMIT:,}; exact search on {device}"
     why = (
