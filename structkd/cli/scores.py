@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from cyclopts import App, Parameter
 
 from structkd import scores
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import MissingScoreError, UsageError
 from structkd.files import sha256_file
-from structkd.objectives import ensembles
 from structkd.progress import note, track
 from structkd.ranking.data import Collection
 from structkd.ranking.datasets import load
@@ -261,10 +259,10 @@ def ensemble(
     for query in track(_queries(lists, missing, stores), "combining"):
         names = _documents(query, [found.get(query, {}) for found in lists], missing, stores)
         stack = np.array([[found.get(query, {}).get(name, np.nan) for name in names] for found in lists])
-        combined = _combine(torch.from_numpy(stack)[:, None], method, shares)
+        combined = _combine(stack, method, shares)
         queries += [query] * len(names)
         documents += names
-        values.append(combined[0].numpy())
+        values.append(combined)
     spec = TeacherSpec(
         teacher_name or "+".join(store.spec.model for store in opened),
         extra={
@@ -329,11 +327,18 @@ def _documents(query: str, found: Sequence[Mapping[str, float]], missing: Missin
     return shared
 
 
-def _combine(stack: torch.Tensor, method: Method, shares: list[float] | None) -> torch.Tensor:
+def _combine(scores_of: np.ndarray, method: Method, shares: list[float] | None) -> np.ndarray:
+    """[teachers, documents] -> [documents], by the rules of the objectives."""
+    import torch  # here alone: checking and converting files starts without it
+
+    from structkd.objectives import ensembles
+
+    stack = torch.from_numpy(scores_of)[:, None]
     if method == "rrf":
-        known = ~torch.isnan(stack)
-        return ensembles.reciprocal_rank(torch.nan_to_num(stack), known=known)
-    if method == "weighted":
-        return ensembles.weighted_mean(stack, torch.tensor(shares, dtype=torch.float64))
-    plain = {"mean": ensembles.mean, "median": ensembles.median, "standardised": ensembles.standardised_mean}
-    return plain[method](stack)
+        combined = ensembles.reciprocal_rank(torch.nan_to_num(stack), known=~torch.isnan(stack))
+    elif method == "weighted":
+        combined = ensembles.weighted_mean(stack, torch.tensor(shares, dtype=torch.float64))
+    else:
+        plain = {"mean": ensembles.mean, "median": ensembles.median, "standardised": ensembles.standardised_mean}
+        combined = plain[method](stack)
+    return np.asarray(combined[0])

@@ -1,6 +1,10 @@
-"""Teacher scores: caches that survive a kill, refuse another teacher and find every changed byte."""
+"""Teacher scores: caches that survive a kill, refuse another teacher and find every changed byte.
 
-from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
+The scorers are loaded when first used: files are imported, checked and published without torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from structkd.scores.compare import describe
 from structkd.scores.formats import READERS, WRITERS
 from structkd.scores.manifest import ScoreManifest, TeacherSpec
@@ -9,6 +13,9 @@ from structkd.scores.pairs import PairScores
 from structkd.scores.publish import gc, publish, verify
 from structkd.scores.snapshot import compact
 from structkd.scores.store import open, write_nodes, write_pairs
+
+if TYPE_CHECKING:
+    from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
 
 __all__ = [
     "READERS",
@@ -29,3 +36,11 @@ __all__ = [
     "write_nodes",
     "write_pairs",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("CachedScorer", "Scorer", "StoredScorer"):
+        raise AttributeError(f"module 'structkd.scores' has no attribute {name!r}")
+    from structkd.scores import cache
+
+    return getattr(cache, name)

@@ -74,10 +74,11 @@ class CachedScorer:
         documents = self._intern(pairs.documents, pairs.document_rows, self._log.documents)
         out = self._known(queries, documents)
         missing = np.flatnonzero(np.isnan(out))
-        self.found += len(out) - len(missing)
+        before = self.asked
         if len(missing):
             self._ask(pairs, queries, documents, missing)
             out[missing] = self._known(queries[missing], documents[missing])
+        self.found += len(out) - (self.asked - before)
         return torch.from_numpy(out)
 
     def _known(self, queries: IntArray, documents: IntArray) -> NDArray[np.float32]:
@@ -103,7 +104,30 @@ class CachedScorer:
             self._stored, self._fresh = PairScores.open(self.folder), {}
 
     def _ask_block(self, pairs: Pairs, queries: IntArray, documents: IntArray) -> NDArray[np.float32]:
-        """Ask for pairs of distinct texts; ids that share a text share the score."""
+        """Ask for pairs of distinct texts that have no score under any id; ids that share a text share the score."""
+        scores = self._of_same_texts(queries, documents)
+        unknown = np.flatnonzero(np.isnan(scores))
+        if len(unknown):
+            scores[unknown] = self._ask_distinct(pairs.take(unknown), queries[unknown], documents[unknown])
+        return scores
+
+    def _of_same_texts(self, queries: IntArray, documents: IntArray) -> NDArray[np.float32]:
+        """Scores that pairs of the same texts have under other ids; not-a-number where there is none."""
+        out = np.full(len(queries), np.nan, dtype=np.float32)
+        triples = [
+            (i, query, document)
+            for i, (own_query, own_document) in enumerate(zip(queries.tolist(), documents.tolist(), strict=True))
+            for query in self._log.queries.same_text(own_query)
+            for document in self._log.documents.same_text(own_document)
+            if (query, document) != (own_query, own_document)
+        ]
+        if triples:
+            at, other_queries, other_documents = np.asarray(triples, dtype=np.int64).T
+            values = self._known(other_queries, other_documents)
+            out[at[~np.isnan(values)]] = values[~np.isnan(values)]
+        return out
+
+    def _ask_distinct(self, pairs: Pairs, queries: IntArray, documents: IntArray) -> NDArray[np.float32]:
         keys = np.concatenate([_text_keys(self._log.queries, queries), _text_keys(self._log.documents, documents)], 1)
         _, first, back = np.unique(keys, axis=0, return_index=True, return_inverse=True)
         answer = self.scorer.score(pairs.take(first))
@@ -111,7 +135,6 @@ class CachedScorer:
         if scores.shape != (len(first),):
             raise DataError(f"{self.spec.model}: scores of shape {scores.shape} for {len(first)} pairs.")
         self.asked += len(first)
-        self.found += len(pairs) - len(first)
         return np.ascontiguousarray(scores[back.reshape(-1)])
 
     def _intern(self, texts: Texts, rows: IntArray, table: IdTable) -> IntArray:
@@ -119,8 +142,9 @@ class CachedScorer:
         held, known = self._rows.get(id(texts), (texts, np.full(len(texts), -1, dtype=np.int64)))
         fresh = np.unique(rows[known[rows] < 0]) if len(rows) else rows
         if len(fresh):
-            ids = [texts.ids[row] for row in fresh]
-            known[fresh] = table.extend(ids, [text_hash(texts.texts[row]) for row in fresh])
+            rows_of = fresh.tolist()
+            hashes: list[TextHash] = [text_hash(texts.texts[row]) for row in rows_of]
+            known[fresh] = table.extend(texts.ids.strings(rows_of), hashes)
         self._rows[id(texts)] = (held, known)  # holding the table keeps its address from being reused
         return known[rows]
 

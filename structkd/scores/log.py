@@ -111,6 +111,8 @@ class IdTable:
         self._latest: dict[str, int] = {}
         self._rows: dict[tuple[str, TextHash], int] | None = None
         self._keys = np.empty((0, 16), dtype=np.uint8)
+        self._same: dict[bytes, list[int]] = {}
+        self._same_rows = 0
         self.refresh()
 
     @classmethod
@@ -170,6 +172,15 @@ class IdTable:
             if unknown:
                 self._write_segment([key[0] for key in unknown], [key[1] for key in unknown])
             self.refresh()
+
+    def same_text(self, row: int) -> list[int]:
+        """Rows of other ids (or of this id, earlier) with the same text; the row itself included."""
+        for new in range(self._same_rows, len(self.ids)):
+            if (text := self.hashes[new]) is not None:
+                self._same.setdefault(text, []).append(new)
+        self._same_rows = len(self.ids)
+        own = self.hashes[row]
+        return [row] if own is None else self._same[own]
 
     def is_newest(self, row: int) -> bool:
         """False when the row's id has a newer text."""
@@ -375,7 +386,7 @@ class PairLog(_Log):
         done = self.units()
         return [unit for unit in plan[rank::world] if unit.name not in done]
 
-    def commit(self, unit: Unit, scores: FloatArray, provenance: dict[str, Any] | None = None) -> bool:
+    def commit(self, unit: Unit, scores: NDArray[np.floating], provenance: dict[str, Any] | None = None) -> bool:
         """Make the scores of a unit durable; returns False when another worker had committed it.
 
         Args:
@@ -438,7 +449,7 @@ class RowLog(_Log):
         done = self.units()
         return [(low, high) for low, high in plan[rank::world] if self.unit(low, high) not in done]
 
-    def commit(self, low: int, values: FloatArray, provenance: dict[str, Any] | None = None) -> bool:
+    def commit(self, low: int, values: NDArray[np.floating], provenance: dict[str, Any] | None = None) -> bool:
         """Make the logits of the nodes low .. low+len(values)-1 durable; False when they were committed before.
 
         Raises:
@@ -537,8 +548,11 @@ def _range(footer: dict[str, str], path: Path) -> tuple[int, int]:
         raise CorruptFileError(f"{path}: its footer has no node range. Restore or delete it.") from None
 
 
-def check_part(folder: Path, name: str, header: Header) -> str:
-    """Verify one part to the last byte: seal, payload, teacher, name; returns the SHA-256 of the file.
+def check_part(folder: Path, name: str, header: Header) -> tuple[str, list[int]]:
+    """Verify one part to the last byte: seal, payload, teacher, name.
+
+    Returns:
+        SHA-256 of the file, and how many rows of each id table it needs (none for node logits).
 
     Raises:
         CorruptFileError: with what differs.
@@ -548,15 +562,17 @@ def check_part(folder: Path, name: str, header: Header) -> str:
     if header.spec.kind == "pairs":
         pairs = read_pair_part(folder, name, data)
         footer = pairs.footer
+        needed = [int(rows.astype(np.int64).max(initial=-1)) + 1 for rows in (pairs.query_rows, pairs.document_rows)]
         payload = fingerprint_arrays(q=pairs.query_rows, d=pairs.document_rows, score=pairs.scores)
     else:
         rows = read_row_part(folder, name, data)
+        needed = []
         footer, payload = rows.footer, fingerprint_arrays(values=rows.values)
     expected = {"teacher_fp": header.spec.fingerprint, "unit": name, "payload": payload}
     for field, value in expected.items():
         if footer.get(field) != value:
             raise CorruptFileError(f"{path}: {field} is {footer.get(field)!r}, expected {value!r}. Delete the part.")
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(data).hexdigest(), needed
 
 
 def split_keys(keys: NDArray[np.uint64]) -> tuple[IntArray, IntArray]:

@@ -92,7 +92,7 @@ class NodeScores:
             self._dense.flags.writeable = False
         return self._dense
 
-    def take(self, rows: NDArray[np.int64]) -> FloatArray:
+    def take(self, rows: NDArray[np.integer] | Sequence[int]) -> FloatArray:
         """float32 [rows, classes]; MissingScoreError for rows outside the graph (they are never clipped or wrapped)."""
         rows = np.asarray(rows, dtype=np.int64)
         outside = (rows < 0) | (rows >= len(self))

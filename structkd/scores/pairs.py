@@ -19,6 +19,7 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 Strings = list[str]  # the class has a method of that name
 Slots = list[NDArray[np.int32]]
+Nested = Sequence[Any] | NDArray[Any]  # strings, lists of strings, ...
 Missing = Literal["error", "nan"]
 Tables = Callable[[], tuple[IdTable, IdTable]]
 
@@ -128,7 +129,7 @@ class PairScores:
 
     # lookups
 
-    def lookup(self, query_ids: Sequence[str], document_ids: Sequence[str], missing: Missing = "error") -> FloatArray:
+    def lookup(self, query_ids: Nested, document_ids: Nested, missing: Missing = "error") -> FloatArray:
         """Scores of pairs given by their ids, float32, in order.
 
         Args:
@@ -211,7 +212,7 @@ class PairScores:
             self._slots = tables
         return self._slots
 
-    def take(self, positions: IntArray) -> FloatArray:
+    def take(self, positions: NDArray[np.integer]) -> FloatArray:
         """Scores at positions, float32; DataError for a position outside the store (also -1: filter those first)."""
         positions = np.asarray(positions, dtype=np.int64)
         if positions.size and (positions.min() < 0 or positions.max() >= len(self)):
@@ -274,7 +275,7 @@ class PairScores:
         return [query_ids[row] for row in queries], [document_ids[row] for row in documents], scores
 
 
-def _gather(scores: NDArray[np.floating], positions: IntArray) -> FloatArray:
+def _gather(scores: NDArray[np.floating], positions: NDArray[np.integer]) -> FloatArray:
     """Gather and widen; the caller has checked the range, so clipping changes nothing and saves a second check."""
     out: FloatArray = np.take(scores, positions, mode="clip").astype(np.float32, copy=False)
     return out

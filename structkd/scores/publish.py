@@ -257,13 +257,16 @@ def _store_checks(folder: Path) -> Checks:
             yield path.relative_to(folder).as_posix(), _pass
         except StructKDError as error:
             yield path.relative_to(folder).as_posix(), _fail(str(error))
+    known: list[int] = []
     for name in ("queries", "docs") if header.spec.kind == "pairs" else ():
-        for path in sorted((folder / "ids").glob(f"{name}-*.parquet")):
-            yield path.relative_to(folder).as_posix(), _segment_check(path)
+        known.append(0)
+        paths = sorted((folder / "ids").glob(f"{name}-*.parquet"))
+        for number, path in enumerate(paths):
+            yield path.relative_to(folder).as_posix(), _segment_check(path, f"{name}-{number:05d}.parquet", known)
     expected = {part["unit"]: part for manifest in manifests for part in manifest.parts}
     names = part_names(folder)
     for name in names:
-        yield f"parts/{name}.parquet", _part_check(folder, name, header, expected.get(name))
+        yield f"parts/{name}.parquet", _part_check(folder, name, header, expected.get(name), known)
     for name in sorted(set(expected) - set(names)):
         yield f"parts/{name}.parquet", _fail("absent, though the manifest names it")
     seen: set[str] = set()
@@ -291,18 +294,28 @@ def _entry_check(folder: Path, entry: dict[str, Any]) -> Callable[[], str | None
     return check
 
 
-def _segment_check(path: Path) -> Callable[[], str | None]:
+def _segment_check(path: Path, expected: str, known: list[int]) -> Callable[[], str | None]:
+    """Checks a segment of an id table and adds its rows to the last of `known`."""
+
     def check() -> str | None:
+        if path.name != expected:
+            return f"follows a gap: {expected} is absent"
         data = sealed_bytes(path)
         table, footer = read_parquet(path, data)
-        return None if footer.get("rows") == str(len(table)) else "its rows differ from its footer"
+        start, known[-1] = known[-1], known[-1] + len(table)
+        whole = footer.get("rows") == str(len(table)) and footer.get("start") == str(start)
+        return None if whole else "its rows differ from its footer"
 
     return check
 
 
-def _part_check(folder: Path, name: str, header: Header, entry: dict[str, Any] | None) -> Callable[[], str | None]:
+def _part_check(
+    folder: Path, name: str, header: Header, entry: dict[str, Any] | None, known: list[int]
+) -> Callable[[], str | None]:
     def check() -> str | None:
-        digest = check_part(folder, name, header)
+        digest, needed = check_part(folder, name, header)
+        if any(need > have for need, have in zip(needed, known, strict=True)):
+            return f"names rows up to {needed} (queries, documents), the id tables hold {known}"
         return "its bytes differ from the manifest's checksum" if entry and entry["sha256"] != digest else None
 
     return check
