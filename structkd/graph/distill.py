@@ -160,8 +160,9 @@ def distill(
     valid_x, valid_labels = rows_of(seen.x, valid_rows), seen.y[valid_rows]
     everyone = torch.ones(len(valid_rows), dtype=torch.bool)
 
-    def validate() -> float:
-        return metric_of(student(valid_x), valid_labels, everyone, seen.metric)
+    def validate() -> tuple[float, float]:
+        out = student(valid_x)
+        return metric_of(out, valid_labels, everyone, seen.metric), float(cross_entropy(out, valid_labels))
 
     watch = _watcher(seen, student, logits, config.watch_every)
     result = fit(student, loss_of, validate, _fit_config(config), seed, watch)

@@ -15,7 +15,7 @@ from structkd.graph.data import GraphTask
 from structkd.graph.evaluate import metric_of, report
 from structkd.graph.models import build_teacher
 from structkd.graph.published import Recipe, given, recipe
-from structkd.graph.train import Fit, FitConfig, fit
+from structkd.graph.train import Fit, FitConfig, Selection, fit
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class TeacherConfig:
 
     patience: int = 50
     "Stop after so many epochs without a validation score that reaches the best."
+
+    select: Selection = "loss"
+    "What validation decides by: its metric, as the papers' code, or its cross-entropy, which has no ties."
 
     def resolved(self, task: GraphTask) -> "TeacherConfig":
         """The same with every open field filled for this task."""
@@ -116,8 +119,10 @@ def train_teacher(task: GraphTask, config: TeacherConfig | None = None, seed: in
     def loss_of(_: int) -> Tensor:
         return torch.nn.functional.cross_entropy(model(seen.x, graph)[seen.train], labels)
 
-    def validate() -> float:
-        return metric_of(model(seen.x, graph), seen.y, seen.valid, seen.metric)
+    def validate() -> tuple[float, float]:
+        out = model(seen.x, graph)
+        loss = torch.nn.functional.cross_entropy(out[seen.valid], seen.y[seen.valid])
+        return metric_of(out, seen.y, seen.valid, seen.metric), float(loss)
 
     result = fit(model, loss_of, validate, _fit_config(config), seed)
     teacher = Teacher(model, config, seed, task.split_fingerprint, fit=result)
@@ -185,7 +190,9 @@ def check_scores(found: scores.NodeScores, task: GraphTask) -> None:
 
 
 def _fit_config(config: TeacherConfig) -> FitConfig:
-    return FitConfig(given(config.learning_rate), given(config.weight_decay), config.epochs, config.patience)
+    return FitConfig(
+        given(config.learning_rate), given(config.weight_decay), config.epochs, config.patience, config.select
+    )
 
 
 def recipe_of(task: GraphTask, teacher: str) -> Recipe:

@@ -4,12 +4,14 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from structkd.errors import DataError
+
+Selection = Literal["metric", "loss"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class FitConfig:
     weight_decay: float = 5e-4
     epochs: int = 500
     patience: int = 50
+    select: Selection = "metric"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Fit:
 def fit(
     model: nn.Module,
     loss_of: Callable[[int], Tensor],
-    validate: Callable[[], float],
+    validate: Callable[[], tuple[float, float]],
     config: FitConfig,
     seed: int,
     watch: Callable[[int], Mapping[str, float]] | None = None,
@@ -49,28 +52,32 @@ def fit(
 
     Args:
         loss_of: epoch -> scalar loss, called in train mode.
-        validate: validation metric, called in eval mode without gradient.
+        validate: validation metric and cross-entropy, called in eval mode without gradient; config.select says which
+            of the two decides the best epoch.
         watch: epoch -> further curve values, called in eval mode without gradient.
 
     Raises:
         DataError: the loss is not a finite number.
     """
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    best_epoch, best, weights, history = 0, float("-inf"), copy.deepcopy(model.state_dict()), []
+    best_epoch, best, reported = 0, float("-inf"), 0.0
+    weights, history = copy.deepcopy(model.state_dict()), []
     started = time.process_time()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for epoch in range(1, config.epochs + 1):
             loss = _step(model, optimiser, loss_of, epoch)
-            valid, seen = _look(model, validate, watch, epoch)
+            (valid, valid_loss), seen = _look(model, validate, watch, epoch)
             history.append({"step": epoch, "loss": loss, "valid": valid, **seen})
-            if valid >= best:
-                best_epoch, best, weights = epoch, valid, copy.deepcopy(model.state_dict())
+            score = valid if config.select == "metric" else -valid_loss
+            if score >= best:
+                best_epoch, best, reported = epoch, score, valid
+                weights = copy.deepcopy(model.state_dict())
             if epoch - best_epoch >= config.patience:
                 break
     model.load_state_dict(weights)
     model.eval()
-    return Fit(best_epoch, best, len(history), tuple(history), time.process_time() - started)
+    return Fit(best_epoch, reported, len(history), tuple(history), time.process_time() - started)
 
 
 def _step(model: nn.Module, optimiser: torch.optim.Optimizer, loss_of: Callable[[int], Tensor], epoch: int) -> float:
@@ -87,7 +94,10 @@ def _step(model: nn.Module, optimiser: torch.optim.Optimizer, loss_of: Callable[
 
 @torch.no_grad()
 def _look(
-    model: nn.Module, validate: Callable[[], float], watch: Callable[[int], Mapping[str, float]] | None, epoch: int
-) -> tuple[float, Mapping[str, Any]]:
+    model: nn.Module,
+    validate: Callable[[], tuple[float, float]],
+    watch: Callable[[int], Mapping[str, float]] | None,
+    epoch: int,
+) -> tuple[tuple[float, float], Mapping[str, Any]]:
     model.eval()
     return validate(), (watch(epoch) if watch is not None else {})

@@ -94,9 +94,9 @@ class _Constant(torch.nn.Module):
 def run_fit(scores: list[float], patience: int = 3):
     model, values, states = _Constant(), iter(scores), []
 
-    def validate() -> float:
+    def validate() -> tuple[float, float]:
         states.append(float(model.weight.detach()))
-        return next(values)
+        return next(values), 0.0
 
     result = fit(model, lambda _: (model.weight - 5) ** 2, validate, FitConfig(0.1, 0, len(scores), patience), 0)
     return result, float(model.weight.detach()), states
@@ -129,4 +129,12 @@ def test_divergence_is_an_error():
 
     model = _Constant()
     with pytest.raises(DataError, match=r"epoch 1: the loss is nan; lower the learning rate"):
-        fit(model, lambda _: model.weight * np.nan, lambda: 0.0, FitConfig(0.1, 0, 2, 2), 0)
+        fit(model, lambda _: model.weight * np.nan, lambda: (0.0, 0.0), FitConfig(0.1, 0, 2, 2), 0)
+
+
+def test_validation_loss_can_decide_instead_of_the_metric():
+    model = _Constant()
+    scores, values = iter([0.1, 0.9, 0.2, 0.3]), iter([3.0, 2.0, 1.0, 2.5])
+    config = FitConfig(0.1, 0, 4, 4, select="loss")
+    result = fit(model, lambda _: (model.weight - 5) ** 2, lambda: (next(scores), next(values)), config, 0)
+    assert (result.best_epoch, result.valid) == (3, 0.2)
