@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from structkd.errors import DataError, UsageError
 from structkd.ids import Pairs, Texts, fingerprint_arrays, fingerprint_json
+from structkd.ranking.tk import TkConfig, TkModel, TkScorer
 from structkd.scores.manifest import TeacherSpec
 
 TOKEN_BUDGET = 16_384
@@ -360,6 +361,10 @@ class CrossScorer(NeuralScorer):
         return logits.float().reshape(len(tokens))
 
 
+class TkStudent(TkScorer, NeuralScorer):
+    """TK: kernels over the cosines of contextual word vectors; no pretrained weights (see `tk`)."""
+
+
 def student(
     kind: str,
     init: str | Path | None = None,
@@ -371,9 +376,9 @@ def student(
     """A student of one of the kinds that `STUDENTS` names.
 
     Args:
-        kind: `dot`, `cat`, `static`.
-        init: starting weights, a folder or hub id; `static` needs none.
-        documents: what an untrained `static` learns its tokenizer from.
+        kind: `dot`, `cat`, `static`, `tk`.
+        init: starting weights, a folder or hub id; `static` and `tk` need none.
+        documents: what an untrained `static` or `tk` learns its vocabulary from.
         max_length: longest text (pair for `cat`) in tokens; the model's own by default.
         seed: of fresh weights.
 
@@ -403,10 +408,20 @@ def _student_static(
     return StaticScorer.fresh(documents, seed=seed)
 
 
+def _student_tk(init: str | Path | None, documents: Texts | None, max_length: int | None, seed: int) -> NeuralScorer:
+    if init is not None:
+        return TkStudent(TkModel.load(init), name=Path(init).name)
+    if documents is None:
+        raise UsageError("student 'tk' without starting weights needs documents to count its vocabulary in.")
+    config = TkConfig() if max_length is None else TkConfig(document_length=max_length)
+    return TkStudent(TkModel.fresh(documents, config, seed=seed))
+
+
 STUDENTS: dict[str, Callable[[str | Path | None, Texts | None, int | None, int], NeuralScorer]] = {
     "dot": _student_dot,
     "cat": _student_cat,
     "static": _student_static,
+    "tk": _student_tk,
 }
 
 
@@ -422,6 +437,8 @@ def open_scorer(folder: str | Path) -> NeuralScorer:
             return open_scorer(path / "student")
         if not any((path / name).is_file() for name in ("modules.json", "config.json", "structkd.json")):
             raise DataError(f"{path}: holds no model; expected modules.json or config.json there.")
+        if (path / "structkd.json").is_file():
+            return TkStudent(TkModel.load(path), name=path.name)
         if _is_cross(path):
             return CrossScorer(path)
     elif path.is_absolute() or str(folder).startswith("."):

@@ -215,7 +215,6 @@ class TkScorer(nn.Module):
     """
 
     kind = "tk"
-    bounded = False
 
     def __init__(self, model: TkModel, *, name: str = "tk", device: str = "cpu") -> None:
         super().__init__()
@@ -226,6 +225,11 @@ class TkScorer(nn.Module):
     def open(cls, folder: str | Path, *, device: str = "cpu") -> "TkScorer":
         """The model of a folder; DataError as in `TkModel.load`."""
         return cls(TkModel.load(folder), name=Path(folder).name, device=device)
+
+    @property
+    def bounded(self) -> bool:
+        """Scores are sums of logarithms, of any size."""
+        return False
 
     @property
     def spec(self) -> TeacherSpec:

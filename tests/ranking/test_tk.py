@@ -8,6 +8,7 @@ import torch
 from structkd import objectives
 from structkd.errors import DataError, UsageError
 from structkd.ids import Ids, Pairs, Texts
+from structkd.ranking.encoders import NeuralScorer, open_scorer, student
 from structkd.ranking.tk import MU, TkConfig, TkModel, TkScorer, kernel_sums, positions, words_of
 
 SMALL = TkConfig(dimension=16, heads=2, feed_forward=16, layers=1, buckets=8)
@@ -167,3 +168,15 @@ def test_it_learns_a_teachers_order(scorer: TkScorer) -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
     assert (scorer.score(pairs).reshape(2, 5).argmax(1) == teacher.argmax(1)).all()
+
+
+def test_it_is_a_student_and_opens_from_its_folder(tmp_path: Path) -> None:
+    fresh = student("tk", documents=texts(DOCUMENTS), max_length=50, seed=1)
+    assert isinstance(fresh, NeuralScorer)
+    assert (fresh.kind, fresh.bounded, fresh.model.config.document_length) == ("tk", False, 50)
+    fresh.save(tmp_path / "tk")
+    again = open_scorer(tmp_path / "tk")
+    assert torch.equal(again.score(all_pairs()), fresh.score(all_pairs()))
+    assert torch.equal(student("tk", tmp_path / "tk").score(all_pairs()), fresh.score(all_pairs()))
+    with pytest.raises(UsageError, match="needs documents to count its vocabulary in"):
+        student("tk")
