@@ -158,12 +158,11 @@ class FaissIndex:
             self._engine.hnsw.efSearch = int(parameters["ef_search"])
 
 
-def train(target: Draft, vectors: Tensor, manifest: IndexManifest, recall: float, device: torch.device) -> Trained:
+def train(target: Draft, manifest: IndexManifest, recall: float, device: torch.device) -> Trained:
     """Build the engine over stored vectors, write it, and choose the cheapest search that reaches the recall.
 
     Args:
         target: where to write; its vectors and ids are already there.
-        vectors: the prepared vectors.
         manifest: kind, metric, dimension, count.
         recall: recall@10 to reach, measured on a sample of the indexed vectors against exact search.
         device: for the exact search.
@@ -172,7 +171,7 @@ def train(target: Draft, vectors: Tensor, manifest: IndexManifest, recall: float
         DataError: too few vectors for the kind.
     """
     check_one_faiss()
-    engine, parameters = _build(vectors, manifest)
+    engine, parameters = _build(target.stored(manifest), manifest)
     with target.file("faiss", ".faiss") as path:
         faiss.write_index(engine, str(path))
     start = manifest.parameters | parameters | {"factor": _FACTOR[manifest.kind]}
@@ -254,9 +253,10 @@ def _wants_gpu(device: str | torch.device) -> bool:
     return True
 
 
-def _build(vectors: Tensor, manifest: IndexManifest) -> tuple[Any, dict[str, Any]]:
+def _build(stored: Stored, manifest: IndexManifest) -> tuple[Any, dict[str, Any]]:
     """The filled engine and what it was built with."""
     metric = faiss.METRIC_L2 if manifest.metric == "l2" else faiss.METRIC_INNER_PRODUCT
+    vectors = stored.vectors
     count, dim, kind = len(vectors), vectors.shape[1], manifest.kind
     engine: Any
     if kind == "hnsw":
@@ -275,16 +275,17 @@ def _build(vectors: Tensor, manifest: IndexManifest) -> tuple[Any, dict[str, Any
         factory = f"IVF{lists},SQ8" if kind == "ivf-sq8" else _product_codes(dim, lists)
         engine = faiss.index_factory(dim, factory, metric)
         parameters = {"factory": factory, "nprobe": 1}
-        _train_lists(engine, vectors, lists, manifest)
+        _train_lists(engine, stored, lists, manifest)
     for start in range(0, count, _BLOCK):
         with blas_from_small_batches(_BLOCK):
             engine.add(vectors[start : start + _BLOCK].numpy())
+        stored.forget(min(_BLOCK, count - start))
     return engine, parameters
 
 
-def _train_lists(engine: Any, vectors: Tensor, lists: int, manifest: IndexManifest) -> None:
+def _train_lists(engine: Any, stored: Stored, lists: int, manifest: IndexManifest) -> None:
     """Train the coarse centroids and the codes on a seeded sample, read in storage order."""
-    count, seed = len(vectors), int(manifest.parameters.get("seed", 0))
+    count, seed = len(stored.vectors), int(manifest.parameters.get("seed", 0))
     smallest = 16 if manifest.kind == "ivf-pq" else 1
     if count < smallest:
         raise DataError(f"{manifest.kind} needs at least {smallest} vectors, found {count}. Use the kind 'flat'.")
@@ -295,7 +296,18 @@ def _train_lists(engine: Any, vectors: Tensor, lists: int, manifest: IndexManife
         clustering.seed = seed + 1
         clustering.min_points_per_centroid = 1  # small collections are allowed; faiss would print a warning
     with blas_from_small_batches(size):
-        engine.train(vectors[torch.from_numpy(chosen)].numpy())
+        engine.train(_rows(stored, chosen))
+
+
+def _rows(stored: Stored, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """A copy of some vectors (ascending rows), with bounded memory."""
+    out = np.empty((len(rows), stored.vectors.shape[1]), dtype=np.float32)
+    vectors, at = stored.vectors.numpy(), 0
+    for part in np.array_split(rows, 64):
+        out[at : at + len(part)] = vectors[part]
+        at += len(part)
+        stored.forget(len(vectors) // 64)
+    return out
 
 
 def _lists(count: int) -> int:

@@ -166,6 +166,7 @@ class FlatIndex:
                     self._margin(queries),
                     tile,
                     settle,
+                    self._stored.forget,
                 )
             except torch.OutOfMemoryError:
                 tile //= 2
@@ -207,6 +208,7 @@ def scan(
     margin: Float[Tensor, "queries 1"],
     tile: int,
     settle: Settle,
+    done: Callable[[int], None],
 ) -> tuple[Int[Tensor, "queries list"], Float[Tensor, "queries list"]]:
     """Rows and exact scores of the k best vectors of each query.
 
@@ -218,6 +220,7 @@ def scan(
         margin: how far below the k-th product a vector may lie and still be among the k best.
         tile: vectors per product.
         settle: rows [queries, list] (-1 = none) -> exact best k (rows, scores), -1 where there are fewer.
+        done: told how many vectors each tile had, when it is no longer needed.
     """
     if not len(queries) or not len(vectors):
         return settle(torch.full((len(queries), 1), -1, device=queries.device))
@@ -238,6 +241,7 @@ def scan(
             else:
                 torch.addmm(offset[start : start + tile].to(queries.device), queries, block.T, beta=-1, out=out)
             kept.take(out, start)
+            done(len(block))
     return settle(kept.finish())
 
 

@@ -121,9 +121,7 @@ def build(
         )
         if chosen in _ANN_KINDS:
             ann = _opener(chosen)
-            trained = ann.train(
-                target, target.stored(manifest).vectors, manifest, recall=recall or DEFAULT_RECALL, device=target_device
-            )
+            trained = ann.train(target, manifest, recall=recall or DEFAULT_RECALL, device=target_device)
             manifest = replace(manifest, parameters=manifest.parameters | trained.parameters, recall=trained.recall)
         target.commit(replace(manifest, build_seconds=round(time.perf_counter() - began, 3)))
         if reason:

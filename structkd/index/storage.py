@@ -11,6 +11,7 @@ are untouched until the new manifest takes the name in one rename; only then are
 
 import importlib.metadata
 import json
+import mmap
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ MANIFEST = "index.json"
 _HEADER_BYTES = (
     256  # header of the vector file, padded with spaces: data starts on a cache line, length known at the end
 )
+_FORGET_BYTES = 1 << 30
 _PACKAGES = ("structkd", "torch", "numpy", "faiss-cpu", "faiss-gpu-cu12", "bm25s")
 
 
@@ -122,7 +124,9 @@ class Draft:
 
     def stored(self, manifest: IndexManifest) -> "Stored":
         """What is already written, to read while the rest is built."""
-        return Stored(self.folder, replace(manifest, files=tuple(StoredFile(name, 0, "") for name in self._names)))
+        return Stored(
+            self.folder, replace(manifest, files=tuple(StoredFile(name, 0, "") for name in self._names)), True
+        )
 
     def arrays(self, stem: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as one safetensors file."""
@@ -179,6 +183,8 @@ class Stored:
 
     folder: Path
     manifest: IndexManifest
+    frugal: bool = False
+    "Whether `forget` acts."
 
     def path(self, stem: str) -> Path:
         """The file whose name starts with `stem`; DataError when the index has none."""
@@ -201,7 +207,37 @@ class Stored:
     @cached_property
     def vectors(self) -> Tensor:
         """float32 [count, dim], memory-mapped."""
-        return self.arrays("vectors")["vectors"]
+        mapped, shape, start = self._mapped
+        return torch.frombuffer(mapped, dtype=torch.float32, count=shape[0] * shape[1], offset=start).view(*shape)
+
+    @cached_property
+    def _mapped(self) -> tuple[mmap.mmap, list[int], int]:
+        """The vector file mapped (private, so that torch gets a writable buffer; nothing writes), shape, first byte."""
+        path = self.path("vectors")
+        try:
+            with path.open("rb") as handle:
+                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+            length = int.from_bytes(mapped[:8], "little")
+            entry = json.loads(mapped[8 : 8 + length])["vectors"]
+            shape, (first, last) = [int(size) for size in entry["shape"]], entry["data_offsets"]
+            if entry["dtype"] != "F32" or len(shape) != 2 or first != 0 or last != shape[0] * shape[1] * 4:
+                raise ValueError(f"unexpected entry {entry}")
+            if 8 + length + last != len(mapped):
+                raise ValueError(f"{len(mapped)} bytes, expected {8 + length + last}")
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CorruptFileError(f"{path}: cannot be read ({error}). Build the index again.") from None
+        return mapped, shape, 8 + length
+
+    def forget(self, rows: int) -> None:
+        """While an index is built: give mapped pages back after every gigabyte read, so that memory stays bounded."""
+        self._read[0] += rows * (self.manifest.dim or 0) * 4
+        if self.frugal and self._read[0] > _FORGET_BYTES:
+            self._mapped[0].madvise(mmap.MADV_DONTNEED)
+            self._read[0] = 0
+
+    @cached_property
+    def _read(self) -> list[int]:
+        return [0]
 
     def check_shape(self) -> None:
         """CorruptFileError when the vector file holds another shape than the manifest says (maps it, reads nothing)."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from structkd.errors import DataError, UsageError
@@ -64,6 +64,7 @@ def test_equal_sums_follow_the_tie_rule() -> None:
 SCORES = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(-50, 50).map(float), min_size=1)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(SCORES, min_size=1, max_size=4), st.floats(0.1, 20), st.floats(-100, 100))
 def test_invariances(lists: list[dict[str, float]], scale: float, shift: float) -> None:
     runs = [run(q=scores) for scores in lists]
