@@ -17,9 +17,9 @@ from structkd.ranking.distill import DistillConfig, distill
 from structkd.ranking.encoders import BiScorer, open_scorer, student
 from structkd.ranking.evaluate import EvaluateConfig, evaluate_model, evaluate_run
 from structkd.ranking.negatives import MineConfig, bm25_candidates, mine
-from structkd.ranking.sources import Combine, EnsembleScorer, Scorer, open_teacher
+from structkd.ranking.sources import Combine, EnsembleScorer, open_teacher
 from structkd.ranking.teacher import TeacherConfig, score_pairs, teach
-from structkd.scores.cache import CachedScorer, StoredScorer
+from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
 from structkd.scores.pairs import PairScores
 from structkd.scores.store import open as open_store
 from structkd.trec import Run, read_run, write_run

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from structkd.errors import DataError, UsageError
 from structkd.files import read_json, write_json
-from structkd.ids import Pairs, fingerprint_json
+from structkd.ids import fingerprint_json
 from structkd.objectives import OBJECTIVES, targets
 from structkd.progress import note
 from structkd.ranking.data import Collection, hold_out
-from structkd.ranking.encoders import open_scorer, weights_sha256
+from structkd.ranking.encoders import NeuralScorer, open_scorer, weights_sha256
 from structkd.ranking.negatives import bm25_candidates
-from structkd.ranking.sources import RunScorer, Scorer
+from structkd.ranking.sources import RunScorer
 from structkd.ranking.teacher import mean_ndcg, ndcg_of, training_figure
 from structkd.ranking.train import Batch, FitConfig, FitResult, Lists, clear_checkpoint, fit, lists_of, scored_grid
 from structkd.runs import Figure, Run, Series, plain
-from structkd.scores.cache import CachedScorer, StoredScorer
+from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
 from structkd.trec import Run as RankedRun
 
 SOFTMAX_OBJECTIVES = frozenset(
@@ -89,29 +89,15 @@ class DistillResult:
         config: the configuration with every automatic choice made.
     """
 
-    student: Any
+    student: NeuralScorer
     history: list[dict[str, Any]]
     metrics: dict[str, Any]
     run: Path | None
     config: DistillConfig
 
 
-class Student(Protocol):
-    """A trainable scorer: a torch module of `structkd.ranking.encoders`, or one with the same methods."""
-
-    bounded: bool
-
-    def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
-        """Scores without gradient."""
-        ...
-
-    def save(self, folder: str | Path) -> None:
-        """Write what `open_scorer` reads."""
-        ...
-
-
 def distill(
-    student: Any,
+    student: NeuralScorer,
     teacher: Scorer,
     collection: Collection,
     config: DistillConfig = DistillConfig(),
@@ -220,7 +206,7 @@ def _stored_lists(store: Any) -> list[tuple[str, Sequence[str], NDArray[np.float
     return [(str(query), *store.list(query)) for query in store.query_ids]
 
 
-def resolve(config: DistillConfig, weights: Mapping[str, float], lists: Lists, student: Student) -> DistillConfig:
+def resolve(config: DistillConfig, weights: Mapping[str, float], lists: Lists, student: NeuralScorer) -> DistillConfig:
     """The configuration with its automatic choices made; scale trouble is said, with the cure.
 
     Spread is the median over lists of the standard deviation within a list.
@@ -310,7 +296,7 @@ def validation_lists(held: Lists, collection: Collection, config: DistillConfig)
 
 def _split(raw: Lists, lists: Lists, config: DistillConfig) -> tuple[Lists, Lists]:
     """(training lists with transformed targets, held-out lists with raw ones)."""
-    queries = [lists.queries.ids[row] for row in lists.query_rows]
+    queries = lists.queries.ids.strings(lists.query_rows.tolist())
     _, held = hold_out(queries, config.held_out if config.validate_on != "none" else 0.0, config.seed)
     chosen = set(held)
     training = lists.take([i for i, query in enumerate(queries) if query not in chosen])
@@ -336,7 +322,7 @@ def _metrics(result: FitResult, measure: str) -> dict[str, Any]:
 
 def _write(
     run: Run,
-    student: Student,
+    student: NeuralScorer,
     result: FitResult,
     metrics: dict[str, Any],
     identity: str,

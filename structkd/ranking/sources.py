@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -16,23 +16,11 @@ from structkd.index.kinds import build_text
 from structkd.index.lexical import Bm25Index
 from structkd.objectives import ensembles
 from structkd.ranking.encoders import BiScorer, CrossScorer
+from structkd.scores.cache import Scorer
 from structkd.scores.manifest import TeacherSpec
 from structkd.trec import read_run
 
 Combine = Literal["z-mean", "mean", "reciprocal-rank"]
-
-
-class Scorer(Protocol):
-    """What gives scores of pairs (the protocol of `structkd.scores`)."""
-
-    @property
-    def spec(self) -> TeacherSpec:
-        """Identity of the scores."""
-        ...
-
-    def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
-        """float32 on the CPU."""
-        ...
 
 
 class RunScorer:

@@ -16,10 +16,9 @@ from structkd.ranking.data import Collection, hold_out
 from structkd.ranking.encoders import CrossScorer
 from structkd.ranking.losses import LOSSES
 from structkd.ranking.negatives import MineConfig, bm25_candidates, labelled_lists, mine
-from structkd.ranking.sources import Scorer
 from structkd.ranking.train import Batch, FitConfig, FitResult, Lists, clear_checkpoint, fit, lists_of, scored_grid
 from structkd.runs import Figure, Run, Series
-from structkd.scores.cache import CachedScorer
+from structkd.scores.cache import CachedScorer, Scorer
 from structkd.trec import Run as RankedRun
 
 
@@ -150,7 +149,7 @@ def labelled_candidates(collection: Collection, candidates: RankedRun, query_ids
     return lists_of(collection.queries, collection.documents, lists, np.concatenate(grades) if grades else None)
 
 
-def mean_ndcg(scorer: Any, lists: Lists, cutoff: int = 10) -> float:
+def mean_ndcg(scorer: Scorer, lists: Lists, cutoff: int = 10) -> float:
     """Mean nDCG@cutoff of a scorer on lists whose targets are grades (linear gain; the one tie rule)."""
     scores = scorer.score(lists.pairs()).numpy()
     return ndcg_of(scores, lists, cutoff)

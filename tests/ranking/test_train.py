@@ -1,0 +1,180 @@
+"""The loop: plans that see each pair once, exact resume after an interruption, padding that never matters."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from structkd.errors import DataError, UsageError
+from structkd.objectives import margin_mse
+from structkd.ranking.data import Collection
+from structkd.ranking.encoders import BiScorer, StaticScorer, weights_sha256
+from structkd.ranking.train import Batch, FitConfig, Lists, Plan, batch_of, fit, lists_of, scored_grid
+from structkd.runs import Run
+
+CONFIG = FitConfig(epochs=3, batch_lists=4, list_size=5, learning_rate=1e-3, checkpoint_every=2, seed=7)
+
+
+def make_lists(collection: Collection) -> Lists:
+    """12 lists of 2 to 13 documents with random targets."""
+    generator = np.random.default_rng(3)
+    rows = [(query, generator.permutation(40)[: 2 + query].astype(np.int64)) for query in range(12)]
+    targets = generator.normal(size=sum(len(row) for _, row in rows)).astype(np.float32)
+    return lists_of(collection.queries, collection.documents, rows, targets)
+
+
+def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+    return margin_mse(scored_grid(model, batch), batch.targets, mask=batch.mask, pairs="all")
+
+
+def test_each_epoch_sees_each_pair_once_and_epochs_differ(small: Collection) -> None:
+    lists = make_lists(small)
+    plan = Plan(lists, batch_lists=4, list_size=5, seed=7)
+    for number in (0, 1):
+        batches = plan.epoch(number)
+        seen = Counter(int(item) for batch in batches for _, items in batch for item in items)
+        assert seen == Counter(range(len(lists.targets)))
+        assert max(len(items) for batch in batches for _, items in batch) <= 5
+        assert all(len(batch) <= 4 for batch in batches)
+        for owner, items in (piece for batch in batches for piece in batch):
+            assert all(lists.offsets[owner] <= item < lists.offsets[owner + 1] for item in items)
+    flat = [[items.tolist() for batch in plan.epoch(n) for _, items in batch] for n in (0, 1)]
+    assert flat[0] != flat[1]
+    assert flat[0] == [items.tolist() for batch in Plan(lists, 4, 5, 7).epoch(0) for _, items in batch]
+
+
+def test_a_batch_holds_valid_pairs_only_and_its_grid_puts_them_back(small: Collection) -> None:
+    lists = make_lists(small)
+    items = [np.array([0, 1]), np.arange(2, 5)]
+    batch = batch_of(lists, items, [0, 1])
+    assert len(batch.pairs) == 5
+    assert batch.mask.tolist() == [[True, True, False], [True, True, True]]
+    np.testing.assert_array_equal(batch.targets[batch.mask].numpy(), lists.targets[:5])
+    scores = torch.arange(1.0, 6.0, requires_grad=True)
+    grid = batch.grid(scores)
+    assert grid.tolist() == [[1, 2, 0], [3, 4, 5]]
+    (grid * torch.tensor([[1.0, 1, 100], [1, 1, 1]])).sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [1, 1, 1, 1, 1]
+
+
+def test_a_list_costs_the_same_alone_and_padded_beside_longer_ones(small: Collection) -> None:
+    lists = make_lists(small)
+    student = StaticScorer.fresh(small.documents, dimension=16)
+    spans = [np.arange(lists.offsets[i], lists.offsets[i + 1]) for i in (0, 11)]
+    together = batch_of(lists, spans, [0, 11])
+    alone = batch_of(lists, spans[:1], [0])
+    values = margin_mse(
+        scored_grid(student, together), together.targets, mask=together.mask, pairs="all", reduction="none"
+    )
+    torch.testing.assert_close(values[0], loss_of(student, alone))
+
+
+def test_training_lowers_the_loss_and_counts_every_pair(small: Collection) -> None:
+    lists = make_lists(small)
+    student = StaticScorer.fresh(small.documents, dimension=32)
+    result = fit(student, lists, loss_of, replace(CONFIG, epochs=20, learning_rate=1e-2))
+    losses = [row["loss"] for row in result.history]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    assert result.steps == 20 * len(Plan(lists, 4, 5, 7).epoch(0))
+    assert result.best_value is None
+    assert result.pairs_per_second > 0
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("kind", "stop_at"), [("static", 1), ("static", 4), ("static", 9), ("dot", 5)])
+def test_an_interrupted_run_ends_like_one_that_was_not(
+    kind: str, stop_at: int, small: Collection, tiny: str, tmp_path: Path
+) -> None:
+    lists = make_lists(small)
+    lists = lists.take(range(5)) if kind == "dot" else lists
+    config = replace(CONFIG, batch_lists=2) if kind == "dot" else CONFIG
+
+    def student() -> nn.Module:  # the tiny BERT has dropout: its masks must come back too
+        return BiScorer(tiny) if kind == "dot" else StaticScorer.fresh(small.documents, dimension=16)
+
+    def validate_by(model: nn.Module) -> float:
+        return -float(loss_of(model.eval(), batch_of(lists, [np.arange(0, 2)], [0])).detach())
+
+    whole, run = student(), Run.create(tmp_path / "whole", "test")
+    expected = fit(whole, lists, loss_of, config, validate=lambda: validate_by(whole), run=run)
+    assert expected.steps > stop_at
+
+    broken, calls = student(), 0
+
+    def loss_until(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > stop_at:
+            raise Interrupt
+        return loss_of(model, batch)
+
+    cut = Run.create(tmp_path / "cut", "test")
+    with pytest.raises(Interrupt):
+        fit(broken, lists, loss_until, config, validate=lambda: validate_by(broken), run=cut)
+    again, steps = student(), 0
+
+    def counted(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return loss_of(model, batch)
+
+    cut = Run.create(tmp_path / "cut", "test")
+    result = fit(again, lists, counted, config, validate=lambda: validate_by(again), run=cut)
+    assert steps == expected.steps - stop_at // 2 * 2  # checkpoints at every second step
+    assert result.history == expected.history
+    assert (result.best_step, result.best_value) == (expected.best_step, expected.best_value)
+    assert weights_sha256(again) == weights_sha256(whole)
+    assert cut.metrics() == run.metrics()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(small: Collection, tmp_path: Path) -> None:
+    lists = make_lists(small)
+    run = Run.create(tmp_path / "run", "test")
+    fit(StaticScorer.fresh(small.documents, dimension=16), lists, loss_of, CONFIG, run=run)
+    with pytest.raises(UsageError, match="holds the checkpoint of another training"):
+        fit(StaticScorer.fresh(small.documents, dimension=16), lists, loss_of, replace(CONFIG, seed=8), run=run)
+
+
+def test_the_best_weights_are_kept_and_patience_stops(small: Collection) -> None:
+    lists = make_lists(small)
+    student = StaticScorer.fresh(small.documents, dimension=16)
+    before = weights_sha256(student)
+    values = iter([1.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+    hashes = []
+
+    def validate() -> float:
+        hashes.append(weights_sha256(student))
+        return next(values)
+
+    config = replace(CONFIG, validate_every=2, patience=2)
+    result = fit(student, lists, loss_of, config, validate=validate)
+    assert (result.best_step, result.best_value, result.steps) == (2, 5.0, 6)
+    assert weights_sha256(student) == hashes[1] != before
+
+
+def test_what_cannot_be_trained_is_refused(small: Collection) -> None:
+    lists = make_lists(small)
+    student = StaticScorer.fresh(small.documents, dimension=16)
+    with pytest.raises(UsageError, match="no list to train on"):
+        fit(student, lists.take([]), loss_of, CONFIG)
+    for field, value in (("epochs", 0), ("list_size", 1), ("batch_lists", 0), ("warmup", 1.0), ("learning_rate", 0.0)):
+        with pytest.raises(UsageError):
+            fit(student, lists, loss_of, replace(CONFIG, **{field: value}))
+    with pytest.raises(DataError, match="the loss is nan at step 1"):
+        fit(student, lists, lambda model, batch: loss_of(model, batch) * float("nan"), CONFIG)
+
+
+def test_targets_that_are_no_numbers_are_refused_by_name(small: Collection) -> None:
+    lists = make_lists(small)
+    targets = lists.targets.copy()
+    targets[3] = np.nan
+    with pytest.raises(DataError, match=r"1 targets are not finite, for example query 'q01', document"):
+        replace(lists, targets=targets)
