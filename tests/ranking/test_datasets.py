@@ -1,3 +1,4 @@
+import functools
 import sys
 import types
 from collections import Counter
@@ -51,9 +52,9 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         '"""One two three four five six. Seven eight nine ten eleven twelve."""'
     )
     monkeypatch.setattr(datasets.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    datasets._pydocs.cache_clear()
-    yield tmp_path
-    datasets._pydocs.cache_clear()
+    # a cache of its own, so that the real collection is built once for all tests
+    monkeypatch.setattr(datasets, "_pydocs", functools.cache(datasets._pydocs.__wrapped__))
+    return tmp_path
 
 
 def test_queries_and_passages_by_hand(library: Path) -> None:
