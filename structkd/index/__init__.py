@@ -1,7 +1,8 @@
 """Exact and approximate vector search, text search, neighbour graphs: one call on CPU and GPU."""
 
 from structkd.index.base import LexicalIndex, TopK, VectorIndex
-from structkd.index.kinds import INDEXES, IndexOptions, build, build_text, open, open_text, open_vectors
+from structkd.index.kinds import INDEXES, IndexOptions, build, build_multi, build_text, open, open_text, open_vectors
+from structkd.index.multivector import MultiVectorIndex
 from structkd.index.storage import IndexManifest, verify
 
 __all__ = [
@@ -9,9 +10,11 @@ __all__ = [
     "IndexManifest",
     "IndexOptions",
     "LexicalIndex",
+    "MultiVectorIndex",
     "TopK",
     "VectorIndex",
     "build",
+    "build_multi",
     "build_text",
     "open",
     "open_text",

@@ -47,7 +47,7 @@ _BLAS_THRESHOLD = 800  # queries x dimensions per thread from which the product 
 _GPU_LARGEST_K = 2048
 _BLOCK = 65536
 _QUERIES = 1024
-_RECALL_K, _RECALL_SAMPLE = 10, 200
+_RECALL_K, _RECALL_SAMPLE = 10, 400
 
 
 @dataclass(frozen=True)
@@ -336,8 +336,8 @@ def _tune(index: FaissIndex, exact: FlatIndex, start: dict[str, Any], target: fl
     for ladder in _ladders(start, count):
         for trial in ladder:
             index._apply(trial)
-            value = _recall(index._search(queries, k + 1), sample, k, least)
-            reached = value >= target
+            value, error = _recall(index._search(queries, k + 1), sample, k, least)
+            reached = value - error >= target  # one standard error, so that other queries are likely to have it too
             found.append((reached, -_cost(trial, count) if reached else value, value, trial))
             if reached:
                 break
@@ -376,7 +376,8 @@ def _kth_other(top: TopK, sample: NDArray[np.int64], k: int) -> NDArray[np.float
     return ordered[:, max(k - 1, 0)]
 
 
-def _recall(top: TopK, sample: NDArray[np.int64], k: int, least: NDArray[np.float32]) -> float:
-    """Share of the k best others that were found; a document that ties with the k-th counts."""
+def _recall(top: TopK, sample: NDArray[np.int64], k: int, least: NDArray[np.float32]) -> tuple[float, float]:
+    """Share of the k best others that were found (a tie with the k-th counts), and its standard error."""
     hits = top.valid & (top.rows != sample[:, None]) & (top.scores >= least[:, None])
-    return float((np.minimum(hits.sum(axis=1), k) / k).mean())
+    shares = np.minimum(hits.sum(axis=1), k) / k
+    return float(shares.mean()), float(shares.std() / len(shares) ** 0.5)

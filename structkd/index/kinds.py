@@ -17,6 +17,7 @@ from torch import Tensor
 
 from structkd.errors import DataError, MissingExtraError, UsageError
 from structkd.ids import Ids, Texts
+from structkd.index import multivector
 from structkd.index.base import (
     LexicalIndex,
     Metric,
@@ -29,6 +30,7 @@ from structkd.index.base import (
     resolve_device,
 )
 from structkd.index.flat import FlatIndex
+from structkd.index.multivector import MultiVectorIndex
 from structkd.index.storage import Draft, IndexManifest, Stored, VectorWriter, check_ids, draft, open_stored
 from structkd.progress import note
 
@@ -132,6 +134,66 @@ def build(
         return index
 
 
+def build_multi(
+    documents: Iterable[Vectors],
+    ids: Sequence[str] | Ids | None = None,
+    *,
+    metric: Metric = "cosine",
+    out: str | Path | None = None,
+    device: str = "auto",
+    encoder: str | None = None,
+) -> MultiVectorIndex:
+    """Build an index of documents of many vectors each (late interaction) and open it; exact MaxSim search.
+
+    Args:
+        documents: one [vectors, dim] array per document, each with at least one vector.
+        ids: one distinct document id per document; row numbers when None.
+        metric: cosine or ip.
+        out: folder; None: a temporary folder that goes with the index.
+        device: auto, cpu, cuda or cuda:N.
+        encoder: fingerprint of the encoder, compared by `open(expect_encoder=...)`.
+
+    Raises:
+        DataError: no documents, one without vectors, values that are not finite, ids that repeat or do not fit.
+        UsageError: another metric.
+    """
+    if metric not in ("cosine", "ip"):
+        raise UsageError(f"metric {metric!r} has no MaxSim; expected cosine or ip.")
+    resolve_device(device)
+    lengths: list[int] = []
+
+    def blocks() -> Iterator[Tensor]:
+        for document in documents:
+            tensor = as_tensor(document)
+            lengths.append(len(tensor))
+            yield from _cut(tensor)
+
+    with _folder(out) as (folder, owner):
+        began = time.perf_counter()
+        target = draft(folder)
+        rows, dim, largest = _write_vectors(target, blocks(), metric, None)
+        multivector.write(target, lengths)
+        table = check_ids(ids, len(lengths))
+        target.ids(table)
+        target.commit(
+            IndexManifest(
+                kind="multi-vector",
+                metric=metric,
+                count=len(lengths),
+                dim=dim,
+                normalized=metric == "cosine",
+                encoder=encoder,
+                corpus=table.fingerprint(),
+                parameters={"largest_norm": largest, "vectors": rows},
+                build_seconds=round(time.perf_counter() - began, 3),
+            )
+        )
+        index = cast(MultiVectorIndex, open(folder, device))
+        if owner is not None:
+            finalize(index, owner.cleanup)
+        return index
+
+
 def build_text(
     documents: Texts, *, kind: str = "bm25", k1: float = 0.9, b: float = 0.4, out: str | Path | None = None
 ) -> LexicalIndex:
@@ -173,7 +235,9 @@ def build_text(
         return index
 
 
-def open(folder: str | Path, device: str = "auto", *, expect_encoder: str | None = None) -> VectorIndex | LexicalIndex:
+def open(
+    folder: str | Path, device: str = "auto", *, expect_encoder: str | None = None
+) -> VectorIndex | LexicalIndex | MultiVectorIndex:
     """Open an index folder of either sort; vectors stay on disk, memory-mapped.
 
     Raises:
@@ -190,8 +254,9 @@ def open(folder: str | Path, device: str = "auto", *, expect_encoder: str | None
 def open_vectors(folder: str | Path, device: str = "auto", *, expect_encoder: str | None = None) -> VectorIndex:
     """`open` for an index of vectors; DataError when it holds texts."""
     index = open(folder, device, expect_encoder=expect_encoder)
-    if index.kind in TEXT_KINDS:
-        raise DataError(f"{folder}: found a {index.kind} index, which holds texts; expected an index of vectors.")
+    if index.kind in (*TEXT_KINDS, "multi-vector"):
+        holds = "texts" if index.kind in TEXT_KINDS else "many vectors per document"
+        raise DataError(f"{folder}: found a {index.kind} index, which holds {holds}; expected an index of vectors.")
     return cast(VectorIndex, index)
 
 
@@ -206,7 +271,7 @@ def open_text(folder: str | Path) -> LexicalIndex:
 def check_options(options: IndexOptions) -> None:
     """UsageError when a value is unknown or out of range."""
     check_metric(options.metric)
-    kinds = ("auto", *(kind for kind in INDEXES if kind not in TEXT_KINDS))
+    kinds = ("auto", "flat", *_ANN_KINDS)
     if options.kind not in kinds:
         raise UsageError(f"kind {options.kind!r} is unknown for vectors; expected one of {', '.join(kinds)}.")
     if options.recall is not None and not 0 < options.recall <= 1:
@@ -257,17 +322,22 @@ def _open_ann(stored: Stored, device: str) -> VectorIndex:
     return index
 
 
+def _open_multi(stored: Stored, device: str) -> MultiVectorIndex:
+    return MultiVectorIndex(stored, device)
+
+
 def _open_bm25(stored: Stored, device: str) -> LexicalIndex:
     index: LexicalIndex = _opener("bm25").Bm25Index(stored)
     return index
 
 
-INDEXES: Mapping[str, Callable[[Stored, str], VectorIndex | LexicalIndex]] = {
+INDEXES: Mapping[str, Callable[[Stored, str], VectorIndex | LexicalIndex | MultiVectorIndex]] = {
     "flat": _open_flat,
     "faiss-flat": _open_ann,
     "ivf-sq8": _open_ann,
     "ivf-pq": _open_ann,
     "hnsw": _open_ann,
+    "multi-vector": _open_multi,
     "bm25": _open_bm25,
 }
 

@@ -241,7 +241,8 @@ class Stored:
 
     def check_shape(self) -> None:
         """CorruptFileError when the vector file holds another shape than the manifest says (maps it, reads nothing)."""
-        found, expected = list(self.vectors.shape), [self.manifest.count, self.manifest.dim]
+        rows = self.manifest.parameters.get("vectors", self.manifest.count)  # many vectors per document, or one
+        found, expected = list(self.vectors.shape), [rows, self.manifest.dim]
         if found != expected:
             raise CorruptFileError(f"{self.path('vectors')}: found shape {found}, expected {expected}.")
 

@@ -39,7 +39,7 @@ def test_recall_is_measured_and_holds_for_new_queries(kind: str, metric: str, cl
     measured = built.manifest.recall
     assert measured is not None
     assert measured["k"] == 10
-    assert measured["sample"] == 200
+    assert measured["sample"] == 400
     assert measured["value"] >= 0.9
     truth = index.build(documents, kind="flat", metric=metric).search(queries, 10)
     found = built.search(queries, 10)

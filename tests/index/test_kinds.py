@@ -78,4 +78,4 @@ def test_options_out_of_range(options: Any, message: str) -> None:
 def test_public_names() -> None:
     assert index.__all__ == sorted(index.__all__)
     assert all(hasattr(index, name) for name in index.__all__)
-    assert set(index.INDEXES) == {"flat", "faiss-flat", "ivf-sq8", "ivf-pq", "hnsw", "bm25"}
+    assert set(index.INDEXES) == {"flat", "faiss-flat", "ivf-sq8", "ivf-pq", "hnsw", "multi-vector", "bm25"}

@@ -14,6 +14,7 @@ import pytest
 from structkd import index
 from structkd.errors import CorruptFileError, DataError, UsageError
 from structkd.ids import Ids, Texts
+from structkd.index import storage
 from structkd.index.flat import FlatIndex
 
 VECTORS = np.random.default_rng(0).standard_normal((200, 12), np.float32)
@@ -255,3 +256,20 @@ def test_temporary_indexes_leave_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(DataError):
         index.build(np.full((2, 2), np.nan))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pages_given_back_while_building_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(1).standard_normal((3000, 16), np.float32)
+    plain = index.build(vectors, kind="ivf-pq", recall=0.8)
+    given_back: list[int] = []
+    forget = storage.Stored.forget
+
+    def counted(stored: storage.Stored, rows: int) -> None:
+        given_back.append(rows)
+        forget(stored, rows)
+
+    monkeypatch.setattr(storage, "_FORGET_BYTES", 0)
+    monkeypatch.setattr(storage.Stored, "forget", counted)
+    frugal = index.build(vectors, kind="ivf-pq", recall=0.8)
+    assert sum(given_back) > 3000
+    np.testing.assert_array_equal(plain.search(vectors[:50], 10).rows, frugal.search(vectors[:50], 10).rows)

@@ -1,0 +1,84 @@
+"""Exact MaxSim against a slow float64 loop; blocks, ties, padding, reopening, borders."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from structkd import index
+from structkd.errors import DataError, UsageError
+from structkd.index import multivector
+
+RNG = np.random.default_rng(0)
+DOCUMENTS = [RNG.standard_normal((n, 6)) for n in RNG.integers(1, 9, 50)]
+QUERIES = [RNG.standard_normal((n, 6)) for n in (1, 4, 7)]
+IDS = [f"{n:02d}" for n in RNG.permutation(50)]
+
+
+def slow(query: np.ndarray, document: np.ndarray, metric: str) -> float:
+    total = 0.0
+    for q in query:
+        best = -np.inf
+        for d in document:
+            length = np.linalg.norm(q) * np.linalg.norm(d) if metric == "cosine" else 1.0
+            best = max(best, float(q @ d) / length)
+        total += best
+    return total
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip"])
+@pytest.mark.parametrize("tokens", [1, 7, 16384])
+def test_equals_the_definition(metric: Any, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(multivector._TOKENS, "cpu", tokens)
+    monkeypatch.setattr(multivector, "_QUERIES", 2)
+    top = index.build_multi(DOCUMENTS, IDS, metric=metric).search(QUERIES, 8)
+    for place, query in enumerate(QUERIES):
+        expected = sorted(((-slow(query, d, metric), name) for d, name in zip(DOCUMENTS, IDS, strict=True)))[:8]
+        assert top.document_ids()[place] == [name for _, name in expected]
+        np.testing.assert_allclose(top.scores[place], [-score for score, _ in expected], rtol=1e-5)
+
+
+def test_one_vector_each_is_flat_search() -> None:
+    vectors = RNG.standard_normal((80, 6)).astype(np.float32)
+    flat = index.build(vectors, kind="flat").search(vectors[:5], 80)
+    multi = index.build_multi(vectors[:, None]).search(list(vectors[:5, None]), 80)
+    np.testing.assert_array_equal(multi.rows, flat.rows)
+    np.testing.assert_array_equal(multi.scores, flat.scores)
+
+
+def test_order_of_vectors_does_not_matter_and_equals_tie() -> None:
+    twins = [DOCUMENTS[0], DOCUMENTS[1], DOCUMENTS[0][::-1].copy()]
+    top = index.build_multi(twins, ["z", "m", "a"]).search([DOCUMENTS[0]], 3)
+    assert top.document_ids() == [["a", "z", "m"]]
+    assert top.scores[0, 0] == top.scores[0, 1]
+
+
+def test_padding_exclusion_and_empty_queries() -> None:
+    built = index.build_multi(DOCUMENTS[:3], ["a", "b", "c"])
+    assert built.search(QUERIES, 5).valid.sum(axis=1).tolist() == [3, 3, 3]
+    assert built.search([np.empty((0, 6))], 3).document_ids() == [["a", "b", "c"]]
+    assert "b" not in built.search(QUERIES, 2, exclude=[["b"]] * 3).ids
+    assert built.search([], 2).rows.shape == (0, 2)
+
+
+def test_reopened_is_the_same(tmp_path: Path) -> None:
+    first = index.build_multi(DOCUMENTS, IDS, out=tmp_path)
+    second = index.open(tmp_path)
+    assert isinstance(second, index.MultiVectorIndex)
+    assert len(second) == 50
+    np.testing.assert_array_equal(first.search(QUERIES, 9).rows, second.search(QUERIES, 9).rows)
+    assert index.verify(tmp_path).ok
+    with pytest.raises(DataError, match="found a multi-vector index, which holds many vectors per document"):
+        index.open_vectors(tmp_path)
+
+
+def test_bad_documents() -> None:
+    with pytest.raises(DataError, match="document at row 1: it has no vectors"):
+        index.build_multi([np.ones((2, 3)), np.empty((0, 3))])
+    with pytest.raises(DataError, match="found 1 ids for 2 vectors"):
+        index.build_multi([np.ones((2, 3))] * 2, ["a"])
+    with pytest.raises(DataError, match="queries: found 5 dimensions, expected 3"):
+        index.build_multi([np.ones((2, 3))]).search([np.ones((1, 5))], 1)
+    with pytest.raises(UsageError, match="metric 'l2' has no MaxSim; expected cosine or ip"):
+        index.build_multi([np.ones((2, 3))], metric="l2")
