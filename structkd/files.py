@@ -1,8 +1,11 @@
 """Files that are whole or absent: atomic writes, create-exclusive commits, checksums, paths that stay inside."""
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +15,10 @@ from typing import Any
 from structkd.errors import CorruptFileError, DataError
 
 _CHUNK = 1 << 20
+# what link() says where a file system has no hard links (some network and FAT file systems)
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
+_CLAIM_WAITS, _CLAIM_PAUSE = 100, 0.05
 
 
 def sync_folder(folder: Path) -> None:
@@ -83,8 +90,8 @@ def create_exclusive(source: str | Path, target: str | Path) -> bool:
     """Give the complete file `source` the name `target` unless that name is taken; `source` disappears either way.
 
     The commit primitive of the score cache: two workers that race for one name cannot both win, without a lock.
-    A hard link is create-exclusive on POSIX; where links are not supported the fallback is an exclusive create
-    and copy.
+    A hard link is create-exclusive on POSIX; where links are not supported the fallbacks are Linux's exclusive rename,
+    then a claim file beside the target.
 
     Returns:
         True when this call created `target`, False when it existed.
@@ -96,16 +103,48 @@ def create_exclusive(source: str | Path, target: str | Path) -> bool:
     except FileExistsError:
         source.unlink()
         return False
-    except OSError:  # no hard links here (some network and FAT file systems)
-        if target.exists():
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if not _rename_exclusive(source, target):
             source.unlink()
             return False
-        os.rename(source, target)
         sync_folder(target.parent)
         return True
     source.unlink()
     sync_folder(target.parent)
     return True
+
+
+def _rename_exclusive(source: Path, target: Path) -> bool:
+    """Rename unless `target` exists, without hard links: the kernel's own exclusive rename, else a claim file.
+
+    The claim is created exclusively, so one process alone may rename. A process killed between claim and rename
+    leaves the claim behind; the name is then free for nobody until the claim is deleted, and the error says so.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if renameat2 is not None:
+        done = renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE)
+        if done == 0:
+            return True
+        if ctypes.get_errno() == errno.EEXIST:
+            return False
+    claim = target.with_name(f".claim-{target.name}")
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        for _ in range(_CLAIM_WAITS):
+            if target.exists():
+                return False
+            time.sleep(_CLAIM_PAUSE)
+        raise DataError(f"{claim}: a process died between claiming and renaming. Delete this file.") from None
+    try:
+        if target.exists():
+            return False
+        os.rename(source, target)
+        return True
+    finally:
+        claim.unlink()
 
 
 def sha256_file(path: str | Path) -> str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from structkd.errors import CorruptFileError
-from structkd.scores.log import IdTable, read_parquet
+from structkd.scores.log import IdTable, as_array, as_numpy, read_parquet
 from structkd.scores.manifest import ScoreManifest
 from structkd.scores.snapshot import Csr, checked_path, first_of_each
 
@@ -67,14 +67,14 @@ def write_pairs(
         end = max(int(np.searchsorted(starts, starts[cut] + FILE_ROWS)), cut + 1) if len(starts) else 0
         low = starts[cut] if len(starts) else 0
         high = starts[end] if end < len(starts) else len(scores)
-        offsets = pa.array(np.append(starts[cut:end], high).astype(np.int64) - low, type=pa.int32())
+        offsets = as_array((np.append(starts[cut:end], high) - low).astype(np.int32))
         table = pa.table(
             {
-                "query_id": query_names.take(pa.array(query_slots[starts[cut:end]])),
+                "query_id": query_names.take(as_array(query_slots[starts[cut:end]])),
                 "document_ids": pa.ListArray.from_arrays(
-                    offsets, document_names.take(pa.array(document_slots[low:high]))
+                    offsets, document_names.take(as_array(document_slots[low:high]))
                 ),
-                "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[low:high].astype(np.float32))),
+                "scores": pa.ListArray.from_arrays(offsets, as_array(scores[low:high].astype(np.float32))),
             }
         )
         path = folder / "data" / f"scores-{len(files):05d}.parquet"
@@ -96,7 +96,7 @@ def _used(table: IdTable, rows: NDArray[np.int64], path: Path) -> tuple[list[str
 
 def _column(ids: Sequence[str]) -> pa.Array:
     numbers = plain_integers(ids)
-    return pa.array(ids, type=pa.string()) if numbers is None else pa.array(numbers)
+    return pa.array(ids, type=pa.string()) if numbers is None else as_array(numbers)
 
 
 def _rank(ids: Sequence[str]) -> NDArray[np.int64]:
@@ -138,11 +138,11 @@ def read_pairs(folder: Path, manifest: ScoreManifest, verify: str) -> tuple[tupl
         table, _ = read_parquet(checked_path(folder, entries[path], verify))
         lists = table.combine_chunks()
         documents, scores = (_flat(lists[name]) for name in ("document_ids", "scores"))
-        sizes = lists["document_ids"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+        sizes = as_numpy(lists["document_ids"].combine_chunks().value_lengths())
         columns[0].append(_rows(tables[0], lists["query_id"].combine_chunks(), path))
         columns[1].append(sizes)
         columns[2].append(_rows(tables[1], documents, path))
-        columns[3].append(scores.to_numpy(zero_copy_only=False))
+        columns[3].append(as_numpy(scores))
     queries, sizes, document_rows, values = (np.concatenate(column) for column in columns)
     if len(document_rows) != len(values):
         raise CorruptFileError(f"{folder}: {len(document_rows)} documents but {len(values)} scores.")
@@ -174,7 +174,7 @@ def _rows(table: IdTable, ids: pa.Array, path: str) -> NDArray[np.int64]:
     if pa.types.is_integer(ids.type):
         numbers = np.asarray([int(string) for string in table.ids], dtype=np.int64)
         order = np.argsort(numbers)
-        values = ids.to_numpy(zero_copy_only=False)
+        values = as_numpy(ids)
         places = np.searchsorted(numbers[order], values)
         known = places < len(numbers)
         known[known] = numbers[order][places[known]] == values[known]
@@ -182,7 +182,7 @@ def _rows(table: IdTable, ids: pa.Array, path: str) -> NDArray[np.int64]:
     else:
         coded = ids.dictionary_encode()
         of_code = table.find(coded.dictionary.to_pylist())
-        rows = of_code[coded.indices.to_numpy(zero_copy_only=False)]
+        rows = of_code[as_numpy(coded.indices)]
     if (rows < 0).any():
         raise CorruptFileError(f"{path}: {int((rows < 0).sum())} ids are not in its id table. Restore it from a copy.")
     return rows

@@ -52,6 +52,27 @@ def temporary(folder: Path) -> Path:
 # sealed parquet files
 
 
+def as_array(values: NDArray[Any]) -> pa.Array:
+    """A numpy vector as an Arrow array over the same memory (pa.array would import pandas: a second, once)."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def table_of(**columns: NDArray[Any]) -> pa.Table:
+    """Numpy vectors as a table."""
+    return pa.Table.from_arrays([as_array(column) for column in columns.values()], list(columns))
+
+
+def as_numpy(array: pa.Array) -> NDArray[Any]:
+    """An Arrow array of numbers without nulls as a read-only view (to_numpy would import pandas)."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    if array.null_count:
+        raise CorruptFileError(f"a column of {array.type} holds {array.null_count} nulls; expected numbers.")
+    if not len(array):
+        return np.empty(0, dtype=dtype)
+    return np.frombuffer(array.buffers()[1], dtype=dtype, count=len(array), offset=array.offset * dtype.itemsize)
+
+
 def write_sealed(table: pa.Table, path: Path, footer: dict[str, str], **options: Any) -> None:
     """Write a parquet file whose footer holds `footer` and the digest of the whole file."""
     with pq.ParquetWriter(path, table.schema, **options) as writer:
@@ -195,7 +216,7 @@ class IdTable:
         return mask
 
     def _write_segment(self, ids: list[str], hashes: list[TextHash]) -> None:
-        table = pa.table([ids, hashes], schema=_ID_SCHEMA)
+        table = pa.Table.from_arrays([pa.array(ids, pa.string()), pa.array(hashes, pa.binary(16))], schema=_ID_SCHEMA)
         path = temporary(self._folder)
         footer = {"start": str(len(self.ids)), "rows": str(len(ids))}
         with _removed_on_error(path):
@@ -371,9 +392,9 @@ class PairLog(_Log):
             keys = keys[~scored(*split_keys(keys))]
             draft = temporary(path.parent)
             with _removed_on_error(draft):
-                write_sealed(pa.table({"key": keys}), draft, {"input": name}, compression="zstd", use_dictionary=False)
+                write_sealed(table_of(key=keys), draft, {"input": name}, compression="zstd", use_dictionary=False)
                 create_exclusive(draft, path)
-        keys = read_parquet(path)[0]["key"].to_numpy()
+        keys = as_numpy(read_parquet(path)[0]["key"].combine_chunks())
         queries, documents = split_keys(keys)
         return [
             self.unit(queries[start : start + unit_rows], documents[start : start + unit_rows])
@@ -413,7 +434,7 @@ class PairLog(_Log):
             "rows": str(len(unit)),
             "payload": fingerprint_arrays(**arrays),
         }
-        return self._commit(unit.name, pa.table(arrays), footer, provenance)
+        return self._commit(unit.name, table_of(**arrays), footer, provenance)
 
     def read(self, name: str) -> PairPart:
         """A committed unit."""
@@ -469,7 +490,7 @@ class RowLog(_Log):
                 f"{', '.join(map(str, bad[:3]))}. Nothing of this range was kept; mend the teacher."
             )
         high = low + len(values)
-        column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), classes)
+        column = pa.FixedSizeListArray.from_arrays(as_array(values.reshape(-1)), classes)
         payload = fingerprint_arrays(values=values)
         footer = {
             "input_fp": str(self.header.graph_fingerprint),
@@ -478,7 +499,7 @@ class RowLog(_Log):
             "high": str(high),
             "payload": payload,
         }
-        return self._commit(self.unit(low, high), pa.table({"values": column}), footer, provenance)
+        return self._commit(self.unit(low, high), pa.Table.from_arrays([column], ["values"]), footer, provenance)
 
     def read(self, name: str) -> RowPart:
         """A committed range."""
@@ -516,7 +537,7 @@ def read_pair_part(folder: Path, name: str, data: bytes | None = None) -> PairPa
     table, footer = read_parquet(path, data)
     if table.column_names != ["q", "d", "score"]:
         raise CorruptFileError(f"{path}: columns {table.column_names}, expected ['q', 'd', 'score'].")
-    columns = [table[column].combine_chunks().to_numpy(zero_copy_only=False) for column in table.column_names]
+    columns = [as_numpy(table[column].combine_chunks()) for column in table.column_names]
     return PairPart(name, footer, *columns)
 
 
@@ -527,7 +548,7 @@ def read_row_part(folder: Path, name: str, data: bytes | None = None) -> RowPart
     if table.column_names != ["values"]:
         raise CorruptFileError(f"{path}: columns {table.column_names}, expected ['values'].")
     column = table["values"].combine_chunks()
-    values = column.values.to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    values = as_numpy(column.values).reshape(len(column), column.type.list_size)
     return RowPart(name, footer, *_range(footer, path), values)
 
 

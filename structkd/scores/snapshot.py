@@ -29,6 +29,8 @@ from structkd.scores.log import (
     IdTable,
     PairPart,
     RowPart,
+    as_array,
+    as_numpy,
     part_names,
     read_pair_part,
     read_row_part,
@@ -477,12 +479,12 @@ class Summary:
 
 def write_csr(folder: Path, name: str, csr: Csr) -> Path:
     """Write `<name>-<sha16>.arrow`: one uncompressed record batch."""
-    offsets = pa.array(csr.offsets, type=pa.int32())
+    offsets = as_array(csr.offsets)
     batch = pa.record_batch(
         {
-            "q": pa.array(csr.query_rows),
-            "doc": pa.ListArray.from_arrays(offsets, pa.array(csr.documents)),
-            "score": pa.ListArray.from_arrays(offsets, pa.array(csr.scores)),
+            "q": as_array(csr.query_rows),
+            "doc": pa.ListArray.from_arrays(offsets, as_array(csr.documents)),
+            "score": pa.ListArray.from_arrays(offsets, as_array(csr.scores)),
         }
     )
     path = temporary(folder)
@@ -532,10 +534,7 @@ def map_csr(path: Path) -> Csr:
         batch = file.get_batch(0)
         documents, scores = batch["doc"], batch["score"]
         return Csr(
-            batch["q"].to_numpy(),
-            documents.offsets.to_numpy(),
-            documents.values.to_numpy(),
-            scores.values.to_numpy(zero_copy_only=True),
+            as_numpy(batch["q"]), as_numpy(documents.offsets), as_numpy(documents.values), as_numpy(scores.values)
         )
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise CorruptFileError(f"{path}: not a readable Arrow file ({error}). Restore it from a copy.") from None
