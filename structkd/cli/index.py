@@ -48,9 +48,11 @@ def build(
     vectors
         Vectors: a .npy file, [count, dim].
     ids
-        One document id per line, in the order of the vectors; row numbers when absent.
+        One document id per line, in the order of the vectors. When absent: the file with the ending .txt beside the
+        vectors, as `structkd ranking encode` writes it, else row numbers. For multi-vector, vectors of one document
+        stand together and repeat its id.
     kind
-        auto, flat, faiss-flat, ivf-sq8, ivf-pq, hnsw for vectors; bm25 for texts.
+        auto, flat, faiss-flat, ivf-sq8, ivf-pq, hnsw, multi-vector for vectors; bm25 for texts.
     metric
         cosine (normalises inside), ip or l2.
     recall
@@ -73,9 +75,11 @@ def build(
     if collection is not None:
         built: VectorIndex | LexicalIndex = _build_text(collection, "bm25" if kind == "auto" else kind, k1, b, out)
     else:
-        names = None if ids is None else [line for _, line in read_lines(ids)]
+        numbers, names = _vectors(vectors or Path(), ids)
+        if kind == "multi-vector":
+            return _build_multi(numbers, names, metric, out, device, encoder, common)
         built = index.build(
-            read_npy(vectors or ""),
+            numbers,
             names,
             kind=kind,
             metric=metric,
@@ -115,7 +119,8 @@ def search(
     queries
         Query vectors for a vector index: a .npy file, [queries, dim].
     query_ids
-        One query id per line, in the order of the query vectors; row numbers when absent.
+        One query id per line, in the order of the query vectors. When absent: the file with the ending .txt beside
+        the vectors, else row numbers. For multi-vector, vectors of one query stand together and repeat its id.
     k
         Length of each list.
     device
@@ -240,6 +245,42 @@ def _search_texts(folder: Path, collection: str | None, k: int) -> Run:
 
 
 def _search_vectors(folder: Path, queries: Path | None, query_ids: Path | None, k: int, device: str) -> Run:
-    vectors = read_npy(queries or "")
-    names = [line for _, line in read_lines(query_ids)] if query_ids else [str(row) for row in range(len(vectors))]
-    return index.open_vectors(folder, device).search(vectors, k).run(names)
+    vectors, names = _vectors(queries or Path(), query_ids)
+    opened = index.open(folder, device)
+    if isinstance(opened, index.MultiVectorIndex):
+        items, item_ids = _grouped(vectors, names)
+        return opened.search(items, k).run(item_ids)
+    return index.open_vectors(folder, device).search(vectors, k).run(names or [str(row) for row in range(len(vectors))])
+
+
+def _vectors(path: Path, ids: Path | None) -> tuple[np.ndarray, list[str] | None]:
+    """The vectors of a .npy file and their ids: from `ids`, else from the .txt file beside it, else None."""
+    beside = path.with_suffix(".txt")
+    if ids is None and beside.is_file():
+        ids = beside
+        note(f"index: ids from {beside}")
+    return read_npy(path), None if ids is None else [line for _, line in read_lines(ids)]
+
+
+def _grouped(vectors: np.ndarray, names: list[str] | None) -> tuple[list[np.ndarray], list[str]]:
+    """Vectors that stand together under one id, and the ids."""
+    if names is None or len(names) != len(vectors):
+        found = "no ids" if names is None else f"{len(names)} ids"
+        raise UsageError(f"{found} for {len(vectors)} vectors; multi-vector needs one id per vector (repeated).")
+    starts = [row for row in range(len(names)) if row == 0 or names[row] != names[row - 1]]
+    ends = [*starts[1:], len(names)]
+    return [vectors[a:b] for a, b in zip(starts, ends, strict=True)], [names[row] for row in starts]
+
+
+def _build_multi(
+    vectors: np.ndarray,
+    names: list[str] | None,
+    metric: str,
+    out: Path,
+    device: str,
+    encoder: str | None,
+    common: Common,
+) -> Output:
+    documents, ids = _grouped(vectors, names)
+    index.build_multi(documents, ids, metric=metric, out=out, device=device, encoder=encoder)
+    return show(out, common=common)

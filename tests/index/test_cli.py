@@ -95,6 +95,34 @@ def test_vectors(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert matrix.diagonal() == pytest.approx(1)
 
 
+def test_many_vectors_per_document(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = tmp_path / "tokens.txt"
+    names.write_text("".join(f"d{n // 3}\n" for n in range(30)))
+    built = called(
+        capsys,
+        *("index", "build", "--vectors", vectors, "--ids", names, "--kind", "multi-vector"),
+        "--out",
+        tmp_path / "m",
+    )
+    assert (built["kind"], built["count"], built["dim"]) == ("multi-vector", 10, 4)
+    searched = ("index", "search", tmp_path / "m", "--queries", vectors, "--query-ids", names, "--k", 4)
+    called(capsys, *searched, "--out", tmp_path / "r")
+    lists = read_run(tmp_path / "r").lists
+    assert {query: documents[0] for query, (documents, _) in lists.items()} == {f"d{n}": f"d{n}" for n in range(10)}
+    assert (
+        run(["index", "build", "--vectors", str(vectors), "--kind", "multi-vector", "--out", str(tmp_path / "n")]) == 2
+    )
+    assert "no ids for 30 vectors; multi-vector needs one id per vector" in capsys.readouterr().err
+
+
+def test_ids_beside_the_vectors_are_taken(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "v.txt").write_text("".join(f"n{n}\n" for n in range(30)))
+    called(capsys, "index", "build", "--vectors", vectors, "--out", tmp_path / "i")
+    called(capsys, "index", "search", tmp_path / "i", "--queries", vectors, "--k", 1, "--out", tmp_path / "r")
+    lists = read_run(tmp_path / "r").lists
+    assert {query: documents for query, (documents, _) in lists.items()} == {f"n{n}": [f"n{n}"] for n in range(30)}
+
+
 def test_verify_says_which_file_is_bad(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     called(capsys, "index", "build", "--vectors", vectors, "--out", tmp_path / "i")
     path = next((tmp_path / "i").glob("vectors-*"))
