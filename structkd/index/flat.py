@@ -37,6 +37,7 @@ from structkd.index.storage import IndexManifest, Stored
 _TILE = {"cpu": 4096, "cuda": 65536}  # documents per product; on the CPU 256 x 4096 floats stay in the cache
 _QUERIES = {"cpu": 256, "cuda": 4096}
 _SMALLEST_TILE = 64
+_GROUP = 64  # columns whose maximum is looked at first
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _UNIT = 2.0**-24  # unit roundoff of float32
 
@@ -264,9 +265,8 @@ class _Survivors:
         if self.seen < self.k <= scores.shape[1]:  # the threshold of the first tile comes from itself
             self.least = torch.maximum(self.least, self._threshold(scores))
         self.seen += scores.shape[1]
-        places = _true_places(scores >= self.least)
-        owner = places.div(scores.shape[1], rounding_mode="floor")
-        self._append(owner, places - owner * scores.shape[1] + start, scores.reshape(-1)[places])
+        owner, column, found = _at_least(scores, self.least)
+        self._append(owner, column + start, found)
 
     def _threshold(self, scores: Tensor) -> Tensor:
         return torch.topk(scores, self.k, dim=1, sorted=False).values.amin(dim=1, keepdim=True) - self.margin
@@ -322,14 +322,24 @@ class _Survivors:
             self.scores = torch.nn.functional.pad(self.scores, (0, extra), value=-torch.inf)
 
 
-def _true_places(mask: Tensor) -> Int[Tensor, " places"]:
-    """Ascending flat positions of True; eight at a time, since few are (test: equal to nonzero)."""
-    flat = mask.reshape(-1)
-    if len(flat) % 8:
-        return flat.nonzero()[:, 0]
-    words = flat.view(torch.int64).nonzero()
-    places = (words * 8 + torch.arange(8, device=mask.device)).reshape(-1)
-    return places[flat[places]]
+def _at_least(
+    scores: Float[Tensor, "queries tile"], least: Float[Tensor, "queries 1"]
+) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"], Float[Tensor, " found"]]:
+    """Row, column and value of every score that reaches its row's threshold, in row-major order.
+
+    The maximum of 64 columns at a time is four times cheaper than comparing all of them, and few groups hold a survivor
+    (test: equal to nonzero).
+    """
+    rows, width = scores.shape
+    if width % _GROUP:
+        owner, column = (scores >= least).nonzero(as_tuple=True)
+        return owner, column, scores[owner, column]
+    groups = (scores.view(rows, width // _GROUP, _GROUP).amax(dim=2) >= least).reshape(-1).nonzero()[:, 0]
+    owner = groups.div(width // _GROUP, rounding_mode="floor")
+    picked = torch.index_select(scores.view(-1, _GROUP), 0, groups)
+    group, inside = (picked >= least[owner]).nonzero(as_tuple=True)
+    owner = owner[group]
+    return owner, groups[group] * _GROUP + inside - owner * width, picked[group, inside]
 
 
 class _full_precision:

@@ -56,7 +56,7 @@ def agree(found: list[list[tuple]], expected: list[list[tuple]]) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("tile", [8, 24, 4096])
+@pytest.mark.parametrize("tile", [8, 24, 64, 4096])
 def test_equals_the_definition(metric: Any, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(flat._TILE, "cpu", tile)
     monkeypatch.setitem(flat._QUERIES, "cpu", 7)
@@ -213,11 +213,14 @@ def test_half_precision_and_integer_vectors() -> None:
     np.testing.assert_array_equal(index.build(half, kind="flat", metric="ip").search(half[:3], 50).rows, ours.rows)
 
 
-def test_survivors_of_a_tile_are_the_true_places() -> None:
-    for shape in [(3, 16), (5, 7), (1, 8), (4, 24)]:
-        mask = torch.rand(shape) < 0.1
-        assert flat._true_places(mask).tolist() == mask.reshape(-1).nonzero()[:, 0].tolist()
-        assert flat._true_places(torch.zeros(shape, dtype=torch.bool)).tolist() == []
+@pytest.mark.parametrize("shape", [(3, 64), (5, 7), (1, 640), (4, 100), (2, 192)])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.9])
+def test_survivors_of_a_tile_are_the_true_places(shape: tuple[int, int], share: float) -> None:
+    scores = torch.rand(shape)
+    least = torch.full((shape[0], 1), 1.0) - share * torch.rand(shape[0], 1)
+    owner, column, found = flat._at_least(scores, least)
+    assert torch.stack([owner, column], dim=1).tolist() == (scores >= least).nonzero().tolist()
+    assert torch.equal(found, scores[scores >= least])
 
 
 @pytest.mark.parametrize(
