@@ -110,7 +110,7 @@ def _paint_lines(axes: Axes, figure: Figure) -> None:
     for i, series in enumerate(figure.series):
         colour = _COLOURS[i % len(_COLOURS)]
         line = _LINES[i % len(_LINES)]
-        axes.plot(series.x, series.y, line, color=colour, label=series.name, linewidth=1.8)
+        axes.plot(series.x, series.y, linestyle=line, color=colour, label=series.name, linewidth=1.8)
         if series.y_error is not None:
             low = [y - e for y, e in zip(series.y, series.y_error, strict=True)]
             high = [y + e for y, e in zip(series.y, series.y_error, strict=True)]
@@ -119,7 +119,7 @@ def _paint_lines(axes: Axes, figure: Figure) -> None:
 
 def _paint_bars(axes: Axes, figure: Figure) -> None:
     labels = list(dict.fromkeys(str(x) for series in figure.series for x in series.x))
-    width = 0.8 / len(figure.series)
+    width = 0.8 / max(1, len(figure.series))
     for i, series in enumerate(figure.series):
         places = [labels.index(str(x)) + (i - (len(figure.series) - 1) / 2) * width for x in series.x]
         bars = axes.bar(

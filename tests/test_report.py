@@ -75,6 +75,15 @@ def test_each_kind_draws_well_formed_svg_in_the_pages_ink(name: str) -> None:
     assert f'aria-label="{FIGURES[name].title}.' in svg
 
 
+@pytest.mark.parametrize("kind", ["lines", "bars", "scatter", "histogram"])
+@pytest.mark.parametrize("count", [0, 1, 13])
+def test_any_number_of_series_is_drawn(kind: str, count: int) -> None:
+    series = [Series(f"series {i}", [1, 2], [0.5, 0.25 * i]) for i in range(count)]
+    svg = report.draw(Figure(kind, "T", "x", "y", series))  # type: ignore[arg-type]
+    ElementTree.fromstring(svg)
+    assert count < 2 or all(f"series {i}" in svg for i in range(count))
+
+
 def test_errors_name_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="no run folder given"):
         report.write([], tmp_path / "r.html")
