@@ -97,6 +97,8 @@ def draw(figure: Figure, prefix: str = "f") -> str:
         axes.set_ylabel(figure.y_label)
         if figure.x_log:
             axes.set_xscale("log")
+        if figure.y_log:
+            axes.set_yscale("log")
         axes.set_axisbelow(True)
         axes.grid(visible=True, axis="y", alpha=0.25, color=_INK, linewidth=0.6)
         if len(figure.series) > 1:

@@ -48,6 +48,7 @@ class Figure:
     series: Sequence[Series]
     note: str = ""
     x_log: bool = False
+    y_log: bool = False
 
 
 @dataclass(frozen=True)

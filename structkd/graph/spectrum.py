@@ -50,6 +50,7 @@ class Spectrum:
             "band-energy": Figure(
                 "lines", "Energy over the graph spectrum", "eigenvalue of the Laplacian", "share of energy", bars,
                 note="class probabilities of the finished models; Chebyshev bands, no eigendecomposition",
+                y_log=True,
             ),
         }  # fmt: skip
 
