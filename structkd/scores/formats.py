@@ -27,27 +27,58 @@ from structkd.scores.formats_runs import (
     write_parquet_table,
     write_trec_run,
 )
+from structkd.scores.formats_texts import (
+    is_pickle,
+    read_colbert_examples,
+    read_flagembedding,
+    read_hf_margin,
+    read_margin_tsv_text,
+    read_rank_permutations,
+    read_sbert_pickle,
+    read_tevatron,
+    write_colbert_examples,
+    write_flagembedding,
+    write_hf_margin,
+    write_margin_tsv_text,
+    write_rank_permutations,
+    write_sbert_pickle,
+    write_tevatron,
+)
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
 from structkd.trec import read_lines
 
 READERS: dict[str, Callable[[Path], ScoreTable | NodeTable]] = {
     "beir-run": read_beir_run,
+    "colbert-examples": read_colbert_examples,
+    "flagembedding": read_flagembedding,
+    "hf-margin": read_hf_margin,
     "lightning-ir": read_lightning_ir,
     "margin-tsv-ids": read_margin_tsv_ids,
+    "margin-tsv-text": read_margin_tsv_text,
     "node-npz": read_node_npz,
     "parquet": read_parquet_table,
     "pylate": read_pylate,
+    "rank-permutations": read_rank_permutations,
     "sbert-jsonl": read_sbert_jsonl,
+    "sbert-pickle": read_sbert_pickle,
+    "tevatron": read_tevatron,
     "trec-run": read_trec_run,
 }
 PAIR_WRITERS: dict[str, Callable[[Path, Lists], None]] = {
     "beir-run": write_beir_run,
+    "colbert-examples": write_colbert_examples,
+    "flagembedding": write_flagembedding,
+    "hf-margin": write_hf_margin,
     "lightning-ir": write_lightning_ir,
     "margin-tsv-ids": write_margin_tsv_ids,
+    "margin-tsv-text": write_margin_tsv_text,
     "parquet": write_parquet_table,
     "pylate": write_parquet_table,
+    "rank-permutations": write_rank_permutations,
     "sbert-jsonl": write_sbert_jsonl,
+    "sbert-pickle": write_sbert_pickle,
+    "tevatron": write_tevatron,
     "trec-run": write_trec_run,
 }
 NODE_WRITERS: dict[str, Callable[[Path, NodeTable], None]] = {"node-npz": write_node_npz}
@@ -112,6 +143,8 @@ def sniff(path: Path) -> str:
         return _sniff_parquet(set(open_parquet_schema(path)))
     if head[:2] == b"PK":
         return "node-npz"
+    if is_pickle(path):
+        return "sbert-pickle"
     _, line = next(read_lines(path), (0, ""))
     if line.lstrip()[:1] in ("{", "["):
         return _sniff_json(path, line)
@@ -124,6 +157,8 @@ def open_parquet_schema(path: Path) -> list[str]:
 
 
 def _sniff_parquet(names: set[str]) -> str:
+    if {"positive_id", "negative_id"} <= names:
+        return "hf-margin"
     if "document_ids" in names:
         return "pylate"
     return "lightning-ir" if names & {"docno", "doc_id"} else "parquet"
@@ -136,6 +171,12 @@ def _sniff_json(path: Path, line: str) -> str:
         return "beir-run"  # one object over several lines; its reader says what is wrong with it
     if isinstance(value, dict) and {"qid", "neg"} <= value.keys():
         return "sbert-jsonl"
+    if isinstance(value, list):
+        return "colbert-examples" if any(isinstance(item, list) for item in value) else "rank-permutations"
+    if isinstance(value, dict) and {"query_id", "positive_passages"} <= value.keys():
+        return "tevatron"
+    if isinstance(value, dict) and {"query", "pos", "neg"} <= value.keys():
+        return "flagembedding"
     if isinstance(value, dict) and {"document_ids", "scores"} <= value.keys():
         return "pylate"
     if isinstance(value, dict) and {"score"} <= value.keys():
@@ -148,7 +189,9 @@ def _sniff_json(path: Path, line: str) -> str:
 def _sniff_columns(path: Path, line: str) -> str:
     tabs, words = line.split("\t"), line.split()
     if len(tabs) == 5 and _is_number(tabs[0]) and _is_number(tabs[1]):
-        return "margin-tsv-ids"
+        return "margin-tsv-text" if any(" " in column.strip() for column in tabs[2:]) else "margin-tsv-ids"
+    if len(words) == 3 and words[2].isdigit():
+        return "rank-permutations"
     if len(words) in (4, 6) and _is_number(words[-1 if len(words) == 4 else -2]):
         return "trec-run"
     if words and words[0].lower().split(",")[0] in ("query_id", "qid"):

@@ -75,7 +75,9 @@ class Rows:
 
     def table(self, kind: ScoreKind = "score", notes: Sequence[str] = ()) -> ScoreTable:
         """The finished table."""
-        return ScoreTable(self.queries, self.documents, np.asarray(self.scores), kind, notes=tuple(notes))
+        return ScoreTable(
+            self.queries, self.documents, np.asarray(self.scores, dtype=np.float64), kind, notes=tuple(notes)
+        )
 
 
 @dataclass(frozen=True)

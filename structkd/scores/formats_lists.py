@@ -47,7 +47,7 @@ def read_margin_tsv_ids(path: Path) -> ScoreTable:
 
 def write_margin_tsv_ids(path: Path, lists: Lists) -> None:
     """Each list's best document as the positive against every other one of it."""
-    _refuse_short(path, lists)
+    refuse_short(path, lists)
     with atomic_path(path) as draft, open(draft, "w", encoding="utf-8") as handle:
         for query, (documents, scores) in lists.lists.items():
             values = scores.tolist()
@@ -55,7 +55,8 @@ def write_margin_tsv_ids(path: Path, lists: Lists) -> None:
                 handle.write(f"{values[0]!r}\t{score!r}\t{query}\t{documents[0]}\t{document}\n")
 
 
-def _refuse_short(path: Path, lists: Lists) -> None:
+def refuse_short(path: Path, lists: Lists) -> None:
+    """DataError when a list has no second document to stand against its best."""
     short = [query for query, (documents, _) in lists.lists.items() if len(documents) < 2]
     if short:
         raise DataError(
@@ -107,7 +108,7 @@ def read_node_npz(path: Path) -> NodeTable:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
             name = next((name for name in LOGIT_NAMES if name in archive.files), None)
             if name is None:
                 raise DataError(f"{path}: arrays {archive.files}; expected one of {LOGIT_NAMES}.")
