@@ -37,7 +37,10 @@ TOKEN_BUDGET = 16_384
 "Tokens, padding included, that one forward pass takes when no gradient is kept; one text always fits."
 
 _MICRO_BUDGET = 4_096  # with gradient: small enough that sorting by length saves padding, large enough to fill a core
+_KEPT_VECTORS = 200_000  # vectors of a frozen encoder that are remembered, some 300 MB at 384 dimensions
 _PAIR_BLOCK = 65_536  # pairs whose vectors are gathered at a time
+
+Side = Literal["query", "document"]
 
 
 class TokenCache:
@@ -130,6 +133,8 @@ class BiScorer(NeuralScorer):
         self.name = name or _name_of(model, self.model)
         self.query_length, self.document_length = query_length, document_length
         self.encoded = 0
+        self._kept: dict[tuple[str, str], Tensor] = {}
+        self._kept_version: object = None
         prompts = self.model.prompts or {}
         self._query_prompt = prompts.get("query") or None
         self._document_prompt = prompts.get("document") or prompts.get("passage") or None
@@ -184,24 +189,36 @@ class BiScorer(NeuralScorer):
         with evaluating(self):
             return self.forward(pairs).float().cpu()
 
-    def encode_rows(self, texts: Texts, rows: NDArray[np.int64], side: Literal["query", "document"]) -> Tensor:
+    def encode_rows(self, texts: Texts, rows: NDArray[np.int64], side: Side) -> Tensor:
         """[rows, dimension] float32 vectors of these texts, normalised when the similarity is cosine."""
-        cache = self._queries if side == "query" else self._documents
-        tokens = cache.get([texts.texts[row] for row in rows])
-        self.encoded += len(tokens)
-        budget = _MICRO_BUDGET if torch.is_grad_enabled() else TOKEN_BUDGET
-        vectors = in_batches(tokens, budget, self._encode)
-        return nn.functional.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
+        return self._vectors([texts.texts[row] for row in rows], side)
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str], side: Literal["query", "document"]) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], side: Side) -> NDArray[np.float32]:
         """[texts, dimension] vectors for an index."""
-        cache = self._queries if side == "query" else self._documents
         with evaluating(self):
-            vectors = in_batches(cache.get(list(texts)), TOKEN_BUDGET, self._encode)
-            if self.similarity == "cosine":
-                vectors = nn.functional.normalize(vectors, dim=-1)
-        return vectors.cpu().numpy()
+            return self._vectors(list(texts), side).cpu().numpy()
+
+    def _vectors(self, texts: list[str], side: Side) -> Tensor:
+        """Vectors with gradient in training; in evaluation those of texts met before come from memory."""
+        if torch.is_grad_enabled() or self.training:
+            return self._fresh_vectors(texts, side)
+        if self._kept_version != (version := weights_version(self)) or len(self._kept) > _KEPT_VECTORS:
+            self._kept, self._kept_version = {}, version
+        new = list(dict.fromkeys(text for text in texts if (side, text) not in self._kept))
+        if new:
+            vectors = self._fresh_vectors(new, side)
+            self._kept.update(zip(((side, text) for text in new), vectors.cpu(), strict=True))
+        if not texts:
+            return torch.empty(0)
+        return torch.stack([self._kept[side, text] for text in texts]).to(self.model.device)
+
+    def _fresh_vectors(self, texts: list[str], side: Side) -> Tensor:
+        cache = self._queries if side == "query" else self._documents
+        self.encoded += len(texts)
+        budget = _MICRO_BUDGET if torch.is_grad_enabled() else TOKEN_BUDGET
+        vectors = in_batches(cache.get(texts), budget, self._encode)
+        return nn.functional.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 
     def save(self, folder: str | Path) -> None:
         """Write a SentenceTransformer folder, whole or not at all."""
@@ -536,10 +553,15 @@ def length_batches(lengths: NDArray[np.int64], order: NDArray[np.int64], budget:
             start = stop
 
 
+def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """What changes whenever a weight is changed in place or replaced."""
+    return tuple((id(tensor), tensor._version) for tensor in [*module.parameters(), *module.buffers()])
+
+
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of all weights; kept until a weight changes in place."""
     state = module.state_dict()
-    version = tuple((id(tensor), tensor._version) for tensor in [*module.parameters(), *module.buffers()])
+    version = weights_version(module)
     kept = module.__dict__.get("_structkd_sha256")
     if kept is None or kept[0] != version:
         arrays = {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in state.items()}

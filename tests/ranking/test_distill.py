@@ -118,7 +118,8 @@ def test_scale_trouble_is_said_and_margins_are_never_changed_silently(
     assert "chose standardise" in capsys.readouterr().err
     assert resolve(replace(CONFIG, target_transform="none"), {"kl": 1.0}, huge, student).target_transform == "none"
     assert capsys.readouterr().err == ""
-    plain = resolve(CONFIG, {"kl": 1.0}, lists, student)
+    logits = replace(lists, targets=lists.targets * 5)
+    plain = resolve(CONFIG, {"kl": 1.0}, logits, student)
     assert (plain.target_transform, plain.student_scale) == ("none", 20.0)
     assert capsys.readouterr().err == ""
 

@@ -49,6 +49,12 @@ def _naive(scorer: encoders.NeuralScorer, query: str, document: str) -> torch.Te
     return vectors[0] @ vectors[1]
 
 
+def forget(scorer: encoders.NeuralScorer) -> None:
+    """Make a bi-encoder encode again what it remembers."""
+    if isinstance(scorer, BiScorer):
+        scorer._kept.clear()
+
+
 @pytest.mark.parametrize("kind", ["dot", "cat", "static"])
 def test_scores_do_not_depend_on_batch_budget_or_order(
     kind: str, tiny: str, small: Collection, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
@@ -56,8 +62,10 @@ def test_scores_do_not_depend_on_batch_budget_or_order(
     scorer = make(kind, tiny, small)
     together = scorer.score(pairs)
     order = np.random.default_rng(2).permutation(len(pairs))
+    forget(scorer)
     torch.testing.assert_close(scorer.score(pairs.take(order)), together[order], rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(encoders, "TOKEN_BUDGET", 1)
+    forget(scorer)
     torch.testing.assert_close(scorer.score(pairs), together, rtol=1e-5, atol=1e-6)
     assert together[0] == together[-1]  # the pair that occurs twice
 
@@ -108,8 +116,17 @@ def test_texts_are_tokenised_once_and_encoded_once_per_call(tiny: str, pairs: Pa
     made = scorer._queries.made + scorer._documents.made
     assert made == distinct
     assert scorer.encoded == len(np.unique(pairs.query_rows)) + len(np.unique(pairs.document_rows))
+    encoded = scorer.encoded
     scorer.score(pairs)
     assert scorer._queries.made + scorer._documents.made == made
+    assert scorer.encoded == encoded  # frozen weights: vectors are remembered
+    with torch.no_grad():
+        next(scorer.parameters()).mul_(2.0)
+    changed = scorer.score(pairs)
+    assert scorer.encoded == 2 * encoded
+    fresh = BiScorer(tiny)
+    fresh.load_state_dict(scorer.state_dict())
+    torch.testing.assert_close(changed, fresh.score(pairs))
 
 
 def test_token_cache_forgets_when_full_and_still_answers() -> None:
@@ -167,7 +184,7 @@ def test_real_weights_give_sentence_transformers_own_scores(minilm: str, small: 
 
 
 def test_errors_name_what_is_wrong(tiny: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="student 'lstm' is unknown; expected one of dot, cat, static"):
+    with pytest.raises(UsageError, match="student 'lstm' is unknown; expected one of dot, cat, static, tk"):
         student("lstm", tiny)
     with pytest.raises(UsageError, match="needs starting weights"):
         student("dot")
