@@ -167,6 +167,7 @@ def _finished(
         "method": method,
         "seed": task.seed,
         "input_class": result.input_class,
+        "target": result.target,
         "metrics": result.metrics,
         "teacher": teacher.metrics,
         "peak_rss_bytes": peak_rss_bytes(),
@@ -194,6 +195,8 @@ def _row(method: str, config: BenchConfig, done: Sequence[Mapping[str, Any]]) ->
         "cpu_seconds": _mean(done, "metrics", "cpu_seconds"),
         "peak_rss_bytes": max(int(one["peak_rss_bytes"]) for one in done),
     }
+    if METHODS[method].chosen:
+        row["target"] = [one["target"] for one in done]
     for key in ("ind", "tran", "prod"):
         if key in done[0]["metrics"]:
             row[f"{key}_mean"] = _mean(done, "metrics", key)
@@ -222,6 +225,7 @@ def _accuracy_figure(rows: Sequence[Mapping[str, Any]], config: BenchConfig) -> 
     names = [row["method"] for row in rows]
     bars = Series("test", names, [row["test_mean"] for row in rows], [row["test_std"] for row in rows])
     note_ = (
-        f"teacher {config.teacher}: {rows[0]['teacher_test_mean']}; {len(config.seeds)} seeds, one standard deviation"
+        f"teacher {config.teacher}: {rows[0]['teacher_test_mean']:.4f}; "
+        f"{len(config.seeds)} seeds, one standard deviation"
     )
     return Figure("bars", f"{config.dataset}: test at best validation", "method", "accuracy", [bars], note=note_)

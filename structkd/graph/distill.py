@@ -1,5 +1,6 @@
 """Distil node scores into an MLP: every method is a label term plus edge divergences with their own weights."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,9 +24,10 @@ from structkd.graph.losses import (
     soft_targets,
 )
 from structkd.graph.models import Mlp
-from structkd.graph.published import given
+from structkd.graph.published import OWN, given
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import band_agreement
+from structkd.graph.targets import choose_target, clamped
 from structkd.graph.teacher import check_scores, recipe_of
 from structkd.graph.train import Fit, FitConfig, fit
 from structkd.runs import Run
@@ -39,7 +41,7 @@ class DistillConfig:
     """A student and what it is taught; what is left open comes from the published table, or a default."""
 
     method: str = "ff-g2m"
-    "mlp, glnn, lfd, hfd or ff-g2m."
+    "mlp, glnn, lfd, hfd, ff-g2m or structkd."
 
     teacher: str = "gcn"
     "Name of the teacher model: picks the row of published hyper-parameters."
@@ -76,7 +78,7 @@ class DistillConfig:
 
     def resolved(self, task: GraphTask) -> "DistillConfig":
         """The same with every open field filled for this task."""
-        row = recipe_of(task, self.teacher)
+        row = OWN if self.method == "structkd" else recipe_of(task, self.teacher)
         return replace(
             self,
             label_weight=row.label_weight if self.label_weight is None else self.label_weight,
@@ -100,6 +102,7 @@ class DistillResult:
             ind, tran, prod in the settings that define them.
         config: the resolved configuration.
         run: the run folder, when one was given.
+        target: what taught the student; the default method says which candidate validation chose.
     """
 
     student: Mlp
@@ -108,14 +111,19 @@ class DistillResult:
     config: DistillConfig
     input_class: str = "graph_free"
     run: Run | None = None
+    target: str = "teacher"
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the method table: which teacher terms it adds, and what its student reads at inference."""
+    """One row of the method table: which teacher terms it adds, and what its student reads at inference.
+
+    `chosen`: its target is picked on validation among spectral responses and a committee (`targets`), labels included.
+    """
 
     low: Callable[[GraphTask], SparseMatrix] | None = None
     high: bool = False
+    chosen: bool = False
     input_class: str = "graph_free"
 
 
@@ -125,6 +133,7 @@ METHODS: dict[str, Method] = {
     "lfd": Method(low=neighbour_weights),
     "hfd": Method(high=True),
     "ff-g2m": Method(low=neighbour_weights, high=True),
+    "structkd": Method(low=node_weights, chosen=True),
 }
 
 
@@ -139,6 +148,7 @@ def distill(
     at best validation.
 
     mlp: CE. glnn: KL(t_i || s_i) (Zhang et al., ICLR 2022). lfd, hfd, ff-g2m: Wu et al., AAAI 2023, eq. 8, 10, 11.
+    structkd: glnn's term towards a target chosen on validation (see `targets`), the training labels put in.
 
     Args:
         task: the problem; only `task.observed` reaches training.
@@ -155,7 +165,12 @@ def distill(
     logits = teacher_logits(task, teacher)
     seen = task.observed
     student = _student(seen, config, seed)
-    loss_of = loss_function(seen, logits, student, config)
+    target, teaching, started = "teacher", logits, time.process_time()
+    if METHODS[config.method].chosen and logits is not None:
+        best = choose_target(seen, logits, seed)
+        target, teaching = best.name, clamped(seen, best.probabilities).clamp_min(1e-12).log()
+    preparing = time.process_time() - started
+    loss_of = loss_function(seen, teaching, student, config)
     valid_rows = torch.nonzero(seen.valid).flatten()
     valid_x, valid_labels = rows_of(seen.x, valid_rows), seen.y[valid_rows]
     everyone = torch.ones(len(valid_rows), dtype=torch.bool)
@@ -167,11 +182,12 @@ def distill(
     watch = _watcher(seen, student, logits, config.watch_every)
     result = fit(student, loss_of, validate, _fit_config(config), seed, watch)
     metrics = _metrics(task, student, logits, result)
+    metrics["cpu_seconds"] += preparing
     if run is not None:
         for line in result.history:
             run.log(**line)
         run.finish(metrics)
-    return DistillResult(student, result.history, metrics, config, METHODS[config.method].input_class, run)
+    return DistillResult(student, result.history, metrics, config, METHODS[config.method].input_class, run, target)
 
 
 def teacher_logits(task: GraphTask, teacher: NodeScores | Logits | None) -> Tensor | None:

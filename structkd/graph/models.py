@@ -147,9 +147,19 @@ class Appnp(nn.Module):
     steps = 10
     restart = 0.1
 
-    def __init__(self, inputs: int, hidden: int, classes: int, layers: int, dropout: float, heads: int = 1) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        classes: int,
+        layers: int,
+        dropout: float,
+        heads: int = 1,
+        input_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.predict = Mlp(inputs, hidden, classes, layers, dropout)
+        self.input_dropout = input_dropout
 
     def prepare(self, task: GraphTask) -> SparseMatrix:
         """The symmetric propagation matrix."""
@@ -157,7 +167,7 @@ class Appnp(nn.Module):
 
     def forward(self, x: Features, graph: SparseMatrix) -> Logits:
         """Logits of each node."""
-        start: Tensor = self.predict(x)
+        start: Tensor = self.predict(_dropped(x, self.input_dropout, self.training))
         out = start
         for _ in range(self.steps):
             out = (1 - self.restart) * graph.product(out) + self.restart * start

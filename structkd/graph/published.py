@@ -72,6 +72,10 @@ DEFAULT = Recipe()
 SMALL = replace(DEFAULT, hidden=128, student_hidden=128, temperature=1.2, label_weight=0.1)
 
 
+OWN = replace(DEFAULT, label_weight=0.0)
+"The default method's student: wide enough to hold a target better than its teacher; labels sit in the target."
+
+
 def given(value: Value | None) -> Value:
     """A field of a resolved configuration; UsageError when it was never resolved."""
     if value is None:
