@@ -26,8 +26,8 @@ INSIDE = {
     # listwise reads the direction weights of balanced_kl from weights
     "objectives": [{"_masks"}, {"targets", "weights", "ensembles"}, {"pairwise", "listwise", "representation"}],
     "scores": [
-        {"manifest", "_lookup", "remote"},
-        {"log"},
+        {"manifest", "_lookup"},
+        {"log", "remote"},  # a mirror checks the manifest
         {"snapshot"},  # compaction reads the log
         {"bundle"},  # the published layout, which open() reads too
         {"pairs", "nodes"},
