@@ -24,7 +24,12 @@ LAYERS = [
 # inside a subpackage, left to right; modules in one group do not import each other
 INSIDE = {
     # listwise reads the direction weights of balanced_kl from weights
-    "objectives": [{"_masks"}, {"targets", "weights", "ensembles"}, {"pairwise", "listwise", "representation"}],
+    "objectives": [
+        {"_masks"},
+        {"targets", "weights", "ensembles", "subclasses"},
+        {"pairwise", "listwise", "representation"},
+        {"dual_head", "fusion_ratio"},
+    ],
     "scores": [
         {"manifest", "_lookup"},
         {"log", "remote"},  # a mirror checks the manifest

@@ -6,14 +6,15 @@ Every function of `OBJECTIVES` has one signature:
 
 with `student` and `teacher` [lists, items] (a query's candidates, a node's classes), `mask` [lists, items] True at
 valid items, `weight` [lists], and a scalar or (reduction="none") [lists] out. `targets` transforms teacher scores,
-`weights` weighs lists, `ensembles` joins several teachers, `REPRESENTATIONS` compares embeddings.
+`weights` weighs lists, `ensembles` joins several teachers, `REPRESENTATIONS` compares embeddings; `subclasses` splits
+the classes of a teacher, `dual_head` is a student of two heads, `fusion_ratio` (experimental) learns whom to trust.
 """
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from structkd.objectives import ensembles, representation, targets, weights
+from structkd.objectives import dual_head, ensembles, fusion_ratio, representation, subclasses, targets, weights
 from structkd.objectives.listwise import (
     balanced_kl,
     jeffreys,
@@ -31,7 +32,9 @@ __all__ = [
     "ORDER_OBJECTIVES",
     "REPRESENTATIONS",
     "balanced_kl",
+    "dual_head",
     "ensembles",
+    "fusion_ratio",
     "hinge",
     "jeffreys",
     "jensen_shannon",
@@ -45,6 +48,7 @@ __all__ = [
     "ranknet",
     "representation",
     "reverse_kl",
+    "subclasses",
     "targets",
     "weighted_ranknet",
     "weights",

@@ -1,11 +1,12 @@
 """Several teachers -> one target: [teachers, lists, items] -> [lists, items]; masked items become 0.
 
-Teachers differ in scale: standardise (`standardised_mean`) or use ranks, unless they are runs of one model.
+Teachers differ in scale: standardise (`standardised_mean`) or use ranks, unless they are runs of one model. `Router`
+(which teacher for which list) and `SetAttention` (teacher embeddings) learn weights of their own from held-out labels.
 """
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from structkd.errors import UsageError
 from structkd.objectives._masks import log_softmax, mean_ranks, standardised, valid_of, zeroed
@@ -107,6 +108,128 @@ def confidence_weights(
     scores, valid = _stack(teachers, mask)
     costs = torch.stack([_cost(teacher, valid, positive) for teacher in scores])
     return torch.softmax(-costs / temperature, dim=0)
+
+
+class Router(nn.Module):
+    """Which teacher for which list: shares from a gate on a fixed number of features (MST-Distill, arXiv 2507.07015).
+
+    c = softmax(gate(features)), gate: features -> 2 x features -> teachers; for nodes the features are the student's
+    scores, as in the paper; ranking lists vary in length and take fixed figures such as `weights.confidence`,
+    `weights.certainty`, `weights.margin` of the student. The last layer starts at zero: a new router is the mean.
+
+    Where we differ: the authors' code uses the gate's choice as an index only, so distillation never reaches the gate.
+    Here the shares stay soft and `gate_loss` trains them; their masks and live co-training need running teachers and
+    are left out.
+
+    Raises:
+        UsageError: fewer than one feature or two teachers.
+    """
+
+    def __init__(self, num_features: int, num_teachers: int) -> None:
+        super().__init__()
+        if num_features < 1 or num_teachers < 2:
+            raise UsageError(f"{num_features} features, {num_teachers} teachers; expected at least 1 and 2.")
+        last = nn.Linear(2 * num_features, num_teachers)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.gate = nn.Sequential(nn.Linear(num_features, 2 * num_features), nn.ReLU(), last)
+
+    def forward(self, features: Float[Tensor, "lists features"]) -> Float[Tensor, "teachers lists"]:
+        """Shares that sum to 1 over the teachers, with gradients; the features are detached."""
+        return torch.softmax(self.gate(features.detach()), dim=-1).T
+
+
+def routed(
+    teachers: Float[Tensor, "teachers lists items"],
+    shares: Float[Tensor, "teachers lists"],
+    *,
+    mask: Bool[Tensor, "lists items"] | None = None,
+    top: int | None = None,
+) -> Float[Tensor, "lists items"]:
+    """sum_k c_k t_k, as `weighted_mean`, but gradients reach the shares; equal shares give `mean`.
+
+    `top` keeps the largest shares of each list and lets them sum to 1 again; top = teachers is the full mixture.
+
+    Raises:
+        UsageError: the shapes do not fit, `top` outside 1 ... teachers.
+    """
+    scores, valid = _stack(teachers, mask)
+    if shares.shape != scores.shape[:2]:
+        raise UsageError(f"shares have shape {list(shares.shape)}; expected {list(scores.shape[:2])}.")
+    if top is not None and not 1 <= top <= len(scores):
+        raise UsageError(f"top {top}: expected 1 to {len(scores)}, the number of teachers.")
+    kept = shares.to(scores.dtype)
+    if top is not None:
+        best = kept.topk(top, dim=0)
+        kept = torch.zeros_like(kept).scatter(0, best.indices, best.values / best.values.sum(0))
+    return zeroed((kept[:, :, None] * scores).sum(0), valid)
+
+
+def gate_loss(
+    teachers: Float[Tensor, "teachers lists items"],
+    shares: Float[Tensor, "teachers lists"],
+    positive: Bool[Tensor, "lists items"],
+    *,
+    mask: Bool[Tensor, "lists items"] | None = None,
+    balance: float = 0.0,
+) -> Float[Tensor, ""]:
+    """What a gate learns from: cross-entropy of the mixed teacher on held-out labels + balance KL(uniform, mean share).
+
+    `positive` marks a node's class or a query's relevant items, their probabilities added; lists without one do not
+    count. The second term is the paper's: it keeps every teacher in use over the batch, not within a list.
+
+    Raises:
+        UsageError: the shapes do not fit, `balance` is negative.
+    """
+    if balance < 0:
+        raise UsageError(f"balance {balance}: expected a number of at least 0.")
+    mixed, valid = routed(teachers, shares, mask=mask), valid_of(teachers[0], mask)
+    labelled = valid_of(teachers[0], positive) & valid
+    own = torch.logsumexp(log_softmax(mixed, valid).masked_fill(~labelled, -1e30), dim=-1)
+    counted = labelled.any(-1)
+    cross = -zeroed(own, counted).sum() / counted.sum().clamp(min=1)
+    mean_share = shares.to(mixed.dtype).mean(1).clamp(min=torch.finfo(mixed.dtype).tiny)
+    return cross - balance * (len(shares) * mean_share).log().mean()
+
+
+class SetAttention(nn.Module):
+    """One embedding from those of several teachers, whatever their order and number (Meta-DMoE, arXiv 2210.03885).
+
+    Teachers are tokens without positions: one pre-norm transformer layer (16 heads, dropout 0.1 in the paper), then
+    the mean over the teachers present. Train it and a classifier on it with held-out labels; teach the student with
+    `representation.feature_mse`. Their rule for training: hide the teacher of a row's own domain (`known` False), so
+    that it learns to join the others. Their meta-learning loop is left out.
+
+    Raises:
+        UsageError: the heads do not divide the width.
+    """
+
+    def __init__(self, num_dims: int, num_heads: int = 16, dropout: float = 0.1) -> None:
+        super().__init__()
+        if num_heads < 1 or num_dims % num_heads:
+            raise UsageError(f"{num_heads} heads do not divide {num_dims} dimensions; choose another number of heads.")
+        self.layer = nn.TransformerEncoderLayer(
+            num_dims, num_heads, 4 * num_dims, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+
+    def forward(
+        self, embeddings: Float[Tensor, "teachers rows dims"], known: Bool[Tensor, "teachers rows"] | None = None
+    ) -> Float[Tensor, "rows dims"]:
+        """The pooled embedding; 0 for a row that no teacher knows.
+
+        Raises:
+            UsageError: `known` does not fit.
+        """
+        if known is None:
+            known = torch.ones_like(embeddings[:, :, 0], dtype=torch.bool)
+        if known.shape != embeddings.shape[:2]:
+            raise UsageError(f"known has shape {list(known.shape)}; expected {list(embeddings.shape[:2])}.")
+        here = known.T[:, :, None]
+        tokens = zeroed(embeddings.detach().transpose(0, 1), here)
+        # a row without teachers attends to itself, so that its soft-max exists; the mean below leaves it at 0
+        hidden = ~known.T & known.any(0)[:, None]
+        joined = self.layer(tokens, src_key_padding_mask=hidden)
+        return zeroed(joined, here).sum(1) / here.sum(1).clamp(min=1)
 
 
 def _cost(teacher: Tensor, valid: Tensor, positive: Tensor | None) -> Float[Tensor, " lists"]:

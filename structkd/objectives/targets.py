@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from structkd.errors import UsageError
@@ -73,6 +74,61 @@ def truncate(
     scores, valid = _target(teacher, mask)
     best = descending(scores, valid)[:, :keep]
     return torch.zeros_like(valid).scatter(-1, best, True) & valid
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolation:
+    """Which row is mixed with which, and by how much: `partner` is a permutation, a row that is its own stays."""
+
+    share: float
+    "Weight l of the row itself."
+
+    partner: Int[Tensor, " rows"]
+    "The row that gives the rest, 1 - l."
+
+    def mix(self, values: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
+        """l x_i + (1 - l) x_partner(i), of features, embeddings, or probabilities.
+
+        Raises:
+            UsageError: another number of rows.
+        """
+        if len(values) != len(self.partner):
+            raise UsageError(f"interpolation of {len(self.partner)} rows got {len(values)} rows.")
+        partner = self.partner.to(values.device)
+        mixed = self.share * values + (1 - self.share) * values[partner]
+        own = partner == torch.arange(len(partner), device=values.device)
+        return torch.where(own[:, None], values, mixed)  # l x + (1 - l) x is not x to the last bit
+
+    def mix_targets(self, teacher: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
+        """Scores whose soft-max is the mixture of the soft-maxes: log(l p_i + (1 - l) p_partner(i)), detached."""
+        log_p = torch.log_softmax(_target(teacher, None)[0], dim=-1)
+        other = log_p[self.partner.to(log_p.device)]
+        # shares of exactly 0 are -inf here, and logaddexp leaves that side out
+        shares = log_p.new_tensor([self.share, 1 - self.share]).log()
+        return torch.logaddexp(log_p + shares[0], other + shares[1])
+
+
+def interpolation(
+    rows: int, *, generator: np.random.Generator, alpha: float = 1.0, mixed: float = 1.0
+) -> Interpolation:
+    """Target interpolation: one share l from Beta(alpha, alpha) and partners for round(mixed x rows) rows.
+
+    What remains of mixup in distillation (Choi et al., arXiv 2211.03946) when the teacher's scores are cached: the
+    student sees mixed inputs, and the target is the mixture of two stored answers, not the teacher's own answer to
+    the mixed input, which only a live teacher can give. So it is another method under its own
+    name. Mixed rows change places along one random cycle, so each of them serves exactly once (the authors' code
+    draws with replacement, so that "10 %" mixes some 40 %) and none is its own partner. For rows of features: nodes
+    or embeddings; mixing texts has no meaning.
+
+    Raises:
+        UsageError: alpha is not positive, `mixed` outside [0, 1].
+    """
+    if not alpha > 0 or not 0 <= mixed <= 1:
+        raise UsageError(f"alpha {alpha}, mixed {mixed}: expected alpha above 0 and a share in [0, 1].")
+    partner = np.arange(rows)
+    cycle = generator.permutation(rows)[: round(mixed * rows)]
+    partner[cycle] = np.roll(cycle, 1)
+    return Interpolation(float(generator.beta(alpha, alpha)), torch.from_numpy(partner))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -108,6 +109,42 @@ def test_taid_resumes() -> None:
         targets.Taid(targets.TaidConfig(start=0.9, end=0.5))
 
 
+def test_interpolation_mixes_the_soft_targets() -> None:
+    mixing = targets.Interpolation(0.3, torch.tensor([1, 2, 0, 3]))
+    x = torch.arange(12, dtype=torch.float64).reshape(4, 3)
+    expected = torch.stack([0.3 * x[i] + 0.7 * x[j] for i, j in ((0, 1), (1, 2), (2, 0))])
+    torch.testing.assert_close(mixing.mix(x)[:3], expected)
+    assert torch.equal(mixing.mix(x)[3], x[3])
+    teacher = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    target = mixing.mix_targets(teacher)
+    torch.testing.assert_close(target.softmax(-1), mixing.mix(teacher.softmax(-1)).detach())
+    torch.testing.assert_close(target.exp(), target.softmax(-1))  # they are log-probabilities
+    assert not target.requires_grad
+    for share, same in ((1.0, teacher), (0.0, teacher[mixing.partner])):  # the ends are the plain teacher
+        found = targets.Interpolation(share, mixing.partner).mix_targets(teacher)
+        torch.testing.assert_close(found, same.log_softmax(-1).detach())
+    extreme = mixing.mix_targets(torch.tensor([[1e30, -1e30], [-1e30, 1e30], [0, 0], [0, 0]]))
+    torch.testing.assert_close(extreme[0].exp(), torch.tensor([0.3, 0.7]))
+
+
+def test_interpolation_is_a_permutation() -> None:
+    generator = np.random.default_rng(0)
+    shares = []
+    for mixed, count in ((1.0, 20), (0.1, 2), (0.0, 0)):
+        for _ in range(100):
+            found = targets.interpolation(20, generator=generator, alpha=0.5, mixed=mixed)
+            partner = found.partner.tolist()
+            assert sorted(partner) == list(range(20))
+            assert sum(i != j for i, j in enumerate(partner)) == count
+            shares.append(found.share)
+    # Beta(1/2, 1/2): mean 1/2, variance 1/8
+    assert np.mean(shares) == pytest.approx(0.5, abs=5 * math.sqrt(1 / 8 / 300))
+    assert np.var(shares) == pytest.approx(1 / 8, abs=0.03)
+    one = [targets.interpolation(20, generator=np.random.default_rng(3)) for _ in range(2)]
+    assert one[0].share == one[1].share
+    assert torch.equal(one[0].partner, one[1].partner)
+
+
 def test_weights_by_hand() -> None:
     p = [0.609460, 0.224208, 0.135989, 0.030343]
     assert weights.confidence(G_TEACHER).item() == pytest.approx(p[0], abs=1e-6)
@@ -200,6 +237,9 @@ def test_confidence_weights() -> None:
     [
         (lambda: targets.temperature(G_TEACHER, 0.0), "temperature 0.0"),
         (lambda: targets.truncate(G_TEACHER, 0), "keep 0"),
+        (lambda: targets.interpolation(3, generator=np.random.default_rng(), alpha=0.0), "alpha 0.0"),
+        (lambda: targets.interpolation(3, generator=np.random.default_rng(), mixed=1.5), "mixed 1.5"),
+        (lambda: targets.Interpolation(0.5, torch.arange(3)).mix(torch.ones(2, 2)), "of 3 rows got 2 rows"),
         (lambda: ensembles.mean(torch.empty(0, 2, 3)), "one or more"),
         (lambda: inspect.unwrap(ensembles.weighted_mean)(TEACHERS, torch.ones(3)), r"weights have shape \[3\]"),
         (lambda: ensembles.weighted_mean(TEACHERS, torch.tensor([1.0, -1])), "at least 0"),
