@@ -155,7 +155,8 @@ def water_level(gain: Float[np.ndarray, " points"], budget: int, *, errors: floa
 
 def _best_level(g: Float[np.ndarray, " points"], budget: int, cost: float) -> float:
     """The level that maximises V, by bisection on the sign of its slope; g falls."""
-    if budget == 0 or not len(g) or g[0] == 0:
+    # the slope just above 0 is one per point of some gain, whatever the budget
+    if budget == 0 or int((g > 0).sum()) <= cost:
         return 0.0
     if cost == 0:
         return float(g[0])

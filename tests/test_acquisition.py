@@ -62,6 +62,7 @@ def test_water_level_golden(
 @pytest.mark.parametrize("penalty", [0.0, 0.5, 1.0])
 def test_water_level_is_the_linear_program(penalty: float) -> None:
     generator = rng(int(10 * penalty))
+    spent = 0
     for _ in range(40):
         n = int(generator.integers(1, 13))
         gain = generator.random(n) if generator.random() < 0.8 else generator.integers(0, 4, n) / 4  # ties and zeros
@@ -72,8 +73,10 @@ def test_water_level_is_the_linear_program(penalty: float) -> None:
         assert found.probabilities.sum() == pytest.approx(budget, abs=1e-9)
         assert (found.probabilities >= 0).all()
         assert (found.probabilities <= 1 + 1e-12).all()
-        if not found.unspent:
+        if found.unspent < 1e-9:
+            spent += 1
             assert worth(found.probabilities, gain, errors, penalty) == pytest.approx(found.value, abs=1e-9)
+    assert 10 < spent < 40  # both kinds were drawn
 
 
 def test_unspent_budget_is_spread_evenly() -> None:
