@@ -11,8 +11,8 @@ It learns from held-out labels, through one step of the student: theta' = theta 
 
 The authors' code computes a_i without gradients, so its network never learns, and feeds probabilities into the
 cross-entropy; neither is repeated here. Two baselines to beat first: a constant share, and a_i = 1 where the teacher is
-right. One step costs about three of plain training. For node or row classification; lists of varying length have no
-fixed features.
+right. An update costs some 2.5 plain steps of the student on top (two-layer MLP, 1,800 rows). For node or row
+classification; lists of varying length have no fixed features.
 """
 
 from dataclasses import dataclass
