@@ -56,7 +56,8 @@ def show(output: Output, as_json: bool) -> None:
         return
     console = Console()
     for table in output.tables:
-        drawn = RichTable(title=table.title, title_justify="left")
+        console.print(table.title, style="bold", markup=False, highlight=False, soft_wrap=True)
+        drawn = RichTable()
         columns = list(dict.fromkeys(key for row in table.rows for key in row))
         for column in columns:
             number = any(isinstance(row.get(column), (int, float)) for row in table.rows)

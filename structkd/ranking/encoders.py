@@ -216,8 +216,8 @@ class BiScorer(NeuralScorer):
     def _fresh_vectors(self, texts: list[str], side: Side) -> Tensor:
         cache = self._queries if side == "query" else self._documents
         self.encoded += len(texts)
-        budget = _MICRO_BUDGET if torch.is_grad_enabled() else TOKEN_BUDGET
-        vectors = in_batches(cache.get(texts), budget, self._encode)
+        tokens = cache.get(texts)
+        vectors = in_batches(tokens, self._budget(tokens), self._encode)
         return nn.functional.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 
     def save(self, folder: str | Path) -> None:
@@ -246,6 +246,12 @@ class BiScorer(NeuralScorer):
         }
         vectors: Tensor = self.model(features)["sentence_embedding"]
         return vectors.float()
+
+    def _budget(self, tokens: list[NDArray[np.int32]]) -> int:
+        """Static vectors have no padding to save, and each piece would cost a gradient of the whole vocabulary."""
+        if self._static:
+            return len(tokens) * max((len(ids) for ids in tokens), default=1)
+        return _MICRO_BUDGET if torch.is_grad_enabled() else TOKEN_BUDGET
 
     @property
     def _static(self) -> bool:
