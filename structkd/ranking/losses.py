@@ -7,8 +7,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, softplus
 
-from structkd.errors import UsageError
-
 
 def ranknet_labels(
     scores: Float[Tensor, "lists items"], labels: Float[Tensor, "lists items"], mask: Bool[Tensor, "lists items"]
@@ -17,7 +15,6 @@ def ranknet_labels(
 
     The pairwise loss of the teachers in Hofstatter et al. 2020 (section 3.1); Burges et al. 2005, equation 3.
     """
-    _check(scores, labels, mask)
     better = (labels[:, :, None] > labels[:, None, :]) & mask[:, :, None] & mask[:, None, :]
     values = softplus(-(scores[:, :, None] - scores[:, None, :]))
     return torch.where(better, values, 0).sum() / better.sum().clamp(min=1)
@@ -27,7 +24,6 @@ def pointwise_labels(
     scores: Float[Tensor, "lists items"], labels: Float[Tensor, "lists items"], mask: Bool[Tensor, "lists items"]
 ) -> Float[Tensor, ""]:
     """Mean binary cross-entropy of sigmoid(s) with label > 0 over the valid items (Nogueira and Cho 2019, eq. 1)."""
-    _check(scores, labels, mask)
     values = binary_cross_entropy_with_logits(scores, (labels > 0).to(scores.dtype), reduction="none")
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
 
@@ -40,7 +36,6 @@ def listwise_labels(
     Softmax cross-entropy (Bruch et al. 2019, equation 2); with one positive it is the localised contrastive
     estimation loss of Gao et al. 2021.
     """
-    _check(scores, labels, mask)
     gains = torch.where(mask, labels.clamp(min=0), 0)
     total = gains.sum(-1, keepdim=True)
     filled = torch.where(mask, scores, torch.finfo(scores.dtype).min)
@@ -55,11 +50,3 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "ranknet": ranknet_labels,
 }
 "Name on the command line -> loss."
-
-
-def _check(scores: Tensor, labels: Tensor, mask: Tensor) -> None:
-    if not scores.shape == labels.shape == mask.shape or scores.ndim != 2:
-        raise UsageError(
-            f"scores {list(scores.shape)}, labels {list(labels.shape)} and mask {list(mask.shape)} must share one "
-            "shape [lists, items]."
-        )

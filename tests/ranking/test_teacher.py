@@ -69,8 +69,6 @@ def test_label_losses_have_checked_gradients_and_ignore_what_is_masked(name: str
     loss(empty, torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)).backward()
     assert empty.grad is not None
     assert not empty.grad.any()
-    with pytest.raises(UsageError, match="must share one shape"):
-        loss(SCORES, LABELS[:, :2], MASK)
 
 
 @pytest.fixture
@@ -138,11 +136,11 @@ def test_a_taught_teacher_knows_its_training_pairs_and_is_saved(
     loss: str, small: Collection, tiny: str, tmp_path: Path
 ) -> None:
     config = TeacherConfig(
-        loss=loss, epochs=3, learning_rate=3e-3, negatives=2, max_length=48, held_out=0.2, valid_depth=5
+        loss=loss, epochs=40, learning_rate=3e-3, negatives=2, max_length=48, held_out=0.2, valid_depth=5
     )
     result = teach(small, config, init=tiny, out=tmp_path / "t")
     losses = [row["loss"] for row in result.history if "loss" in row]
-    assert np.mean(losses[-2:]) < np.mean(losses[:2])
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
     assert result.metrics["after"]["nDCG@10 held out"] >= result.metrics["before"]["nDCG@10 held out"]
     pairs = small.pairs(["q00", "q01"], ["d00", "d07"])
     texts = list(zip(pairs.query_texts, pairs.document_texts, strict=True))
