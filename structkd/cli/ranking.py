@@ -119,7 +119,7 @@ def distill_command(
     Args:
         collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
         out: Run folder; the student goes to OUT/student.
-        student_kind: dot, cat or static.
+        student_kind: dot, cat, static or tk.
         init: Starting weights: folder or hub id.
         teacher: cross-encoder:MODEL, bi-encoder:MODEL, run:FILE, order:FILE or bm25; several are combined.
         scores: Score caches or published scores; several are combined.
@@ -130,7 +130,7 @@ def distill_command(
     """
     if bool(teacher) == bool(scores):
         raise UsageError("give either --scores STORE or --teacher KIND:VALUE (each may be repeated).")
-    lists_given = bool(scores) or candidates is not None or any(":" in name and "run" in name for name in teacher)
+    lists_given = bool(scores) or candidates is not None or any(name.startswith(("run:", "order:")) for name in teacher)
     loaded = _load(collection, split or _listed_split(collection, config, lists_given))
     members: list[Scorer] = [StoredScorer(_pair_scores(folder)) for folder in scores]
     for name in teacher:
