@@ -132,6 +132,26 @@ def test_systematic_sample_survives_rounding() -> None:
         assert len(acquisition.systematic_sample(ones, rng(seed))) == 10
 
 
+def test_systematic_sample_lets_any_two_rows_meet() -> None:
+    """In their own order, rows 0 and 1 of p = 1/2 would exclude each other."""
+    generator = rng()
+    pairs = {tuple(acquisition.systematic_sample(np.full(4, 0.5), generator).tolist()) for _ in range(200)}
+    assert len(pairs) == 6
+
+
+def test_a_row_hit_twice_gives_its_second_place_away() -> None:
+    class Fixed(np.random.Generator):
+        def permutation(self, x: int) -> np.ndarray:  # type: ignore[override]
+            return np.arange(x)
+
+        def random(self) -> float:  # type: ignore[override]
+            return 5e-10
+
+    generator = Fixed(np.random.PCG64(0))
+    p = np.array([1 + 1e-9, 0.4, 0.6 - 1e-9])
+    assert acquisition.systematic_sample(p, generator).tolist() == [0, 2]
+
+
 STUDENT = np.array([[2.0, 0, 0], [1, 1, -9], [0, 5, -1], [0.4, 0, 0.1]])
 
 

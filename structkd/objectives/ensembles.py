@@ -226,7 +226,7 @@ class SetAttention(nn.Module):
             raise UsageError(f"known has shape {list(known.shape)}; expected {list(embeddings.shape[:2])}.")
         here = known.T[:, :, None]
         tokens = zeroed(embeddings.detach().transpose(0, 1), here)
-        # a row without teachers attends to itself, so that its soft-max exists; the mean below leaves it at 0
+        # a row that no teacher knows attends to its zeros: not every attention kernel has a value for no token at all
         hidden = ~known.T & known.any(0)[:, None]
         joined = self.layer(tokens, src_key_padding_mask=hidden)
         return zeroed(joined, here).sum(1) / here.sum(1).clamp(min=1)

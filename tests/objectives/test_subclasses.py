@@ -98,6 +98,13 @@ def test_directions_are_the_principal_ones() -> None:
         np.testing.assert_allclose(projector.numpy(), top @ top.T, atol=1e-9)
 
 
+def test_signs_do_not_depend_on_the_library() -> None:
+    h = draw()[0]
+    for rows in (h, -h, h.flip(0)):
+        axes = subclasses._principal(rows - rows.mean(0), 6)
+        assert (axes.gather(1, axes.abs().argmax(1, keepdim=True)) > 0).all()
+
+
 def test_same_generator_same_directions() -> None:
     first, second, other = fitted(seed=1)[3], fitted(seed=1)[3], fitted(seed=2)[3]
     assert torch.equal(first.axes, second.axes)
