@@ -15,7 +15,7 @@ from structkd import graph, report
 from structkd.progress import note
 from structkd.ranking import datasets, encoders, sources
 from structkd.ranking.data import Collection
-from structkd.ranking.distill import DistillConfig, distill
+from structkd.ranking.distillation import DistillConfig, distill
 from structkd.ranking.evaluate import EvaluationResult, evaluate_model, evaluate_run
 from structkd.ranking.negatives import bm25_candidates
 from structkd.runs import Figure, Run, Series

@@ -60,7 +60,7 @@ INSIDE = {
         {"evaluate"},
         {"train"},
         {"targets", "teacher"},
-        {"distill"},
+        {"distillation"},
         {"bench", "export", "latency", "spectrum", "storage"},
     ],
     "ranking": [
@@ -70,7 +70,7 @@ INSIDE = {
         {"negatives", "evaluate", "sources"},
         {"train"},
         {"teacher", "teacher_ray"},
-        {"distill"},
+        {"distillation"},
         {"self_distill"},
         {"bench", "export"},
     ],
@@ -174,8 +174,8 @@ def test_every_module_has_its_place() -> None:
         ("graph/train.py", "structkd.ranking.data", "not below graph"),
         ("scores/log.py", "structkd.index.base", "not below scores"),
         ("scores/manifest.py", "structkd.scores.cache.Scorer", "not left of manifest"),
-        ("graph/train.py", "structkd.graph.distill", "not left of train"),
-        ("ranking/distill.py", "faiss", "only ['index/ann.py'] may"),
+        ("graph/train.py", "structkd.graph.distillation", "not left of train"),
+        ("ranking/distillation.py", "faiss", "only ['index/ann.py'] may"),
         ("objectives/pairwise.py", "structkd.objectives.margin_mse", "name the module"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 
 import pytest
 
@@ -66,3 +67,13 @@ def test_package_names() -> None:
         assert getattr(structkd, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         structkd.nothing
+
+
+def test_a_function_is_never_hidden_by_a_module_of_its_name() -> None:
+    """Loading a submodule sets its name on the package: `ranking.distill` must stay the function all the same."""
+    for package in CONTRACT:
+        module = importlib.import_module(f"structkd.{package}")
+        for name in module.__all__:
+            getattr(module, name)  # loads the submodules of lazy packages
+        values = {name: getattr(module, name) for name in module.__all__}
+        assert [name for name, value in values.items() if inspect.ismodule(value) and hasattr(value, name)] == []

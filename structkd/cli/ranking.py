@@ -13,7 +13,7 @@ from structkd.files import atomic_path, write_json, write_text
 from structkd.progress import note
 from structkd.ranking import datasets
 from structkd.ranking.data import Collection
-from structkd.ranking.distill import DistillConfig, distill
+from structkd.ranking.distillation import DistillConfig, distill
 from structkd.ranking.encoders import BiScorer, open_scorer, student
 from structkd.ranking.evaluate import EvaluateConfig, evaluate_model, evaluate_run
 from structkd.ranking.negatives import MineConfig, bm25_candidates, mine

@@ -3,7 +3,7 @@
 from structkd.graph.bench import BenchConfig, bench
 from structkd.graph.data import GraphTask
 from structkd.graph.datasets import DatasetConfig, load
-from structkd.graph.distill import METHODS, DistillConfig, DistillResult, distill
+from structkd.graph.distillation import METHODS, DistillConfig, DistillResult, distill
 from structkd.graph.latency import Latency, latency
 from structkd.graph.spectrum import Spectrum, spectrum
 from structkd.graph.storage import evaluate_saved

@@ -23,7 +23,7 @@ from structkd.errors import UsageError
 from structkd.files import read_json, write_json
 from structkd.graph.data import GraphTask, Setting
 from structkd.graph.datasets import load
-from structkd.graph.distill import METHODS, DistillConfig, config_fields, distill
+from structkd.graph.distillation import METHODS, DistillConfig, config_fields, distill
 from structkd.graph.evaluate import metric_of
 from structkd.graph.teacher import TeacherConfig, read_scores, score_nodes, teacher_spec, train_teacher
 from structkd.ids import fingerprint_json

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from structkd.errors import UsageError
 from structkd.graph.data import GraphTask
-from structkd.graph.distill import rows_of
+from structkd.graph.distillation import rows_of
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.teacher import Teacher
 

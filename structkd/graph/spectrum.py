@@ -9,7 +9,7 @@ from torch import Tensor
 
 from structkd.errors import UsageError
 from structkd.graph.data import GraphTask
-from structkd.graph.distill import DistillConfig, distill, predict, teacher_logits
+from structkd.graph.distillation import DistillConfig, distill, predict, teacher_logits
 from structkd.graph.spectral import chebyshev_bands
 from structkd.runs import Figure, Series
 from structkd.scores import NodeScores

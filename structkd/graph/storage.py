@@ -11,7 +11,7 @@ from torch import nn
 from structkd.errors import CorruptFileError, DataError
 from structkd.files import atomic_path, read_json, write_json
 from structkd.graph.data import GraphTask
-from structkd.graph.distill import DistillConfig, config_fields, predict
+from structkd.graph.distillation import DistillConfig, config_fields, predict
 from structkd.graph.evaluate import report
 from structkd.graph.models import Mlp
 from structkd.graph.teacher import Teacher, TeacherConfig

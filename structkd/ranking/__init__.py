@@ -19,9 +19,9 @@ _HOMES = {
     "TeacherConfig": "teacher",
     "score_pairs": "teacher",
     "teach": "teacher",
-    "DistillConfig": "distill",
-    "DistillResult": "distill",
-    "distill": "distill",
+    "DistillConfig": "distillation",
+    "DistillResult": "distillation",
+    "distill": "distillation",
 }
 __all__ = sorted(_HOMES)
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from structkd import graph, scores
 from structkd.errors import DataError, TeacherMismatchError, UsageError
-from structkd.graph.distill import loss_function, predict
+from structkd.graph.distillation import loss_function, predict
 from structkd.graph.evaluate import accuracy, report, roc_auc
 from structkd.graph.latency import NeighbourhoodTeacher
 from structkd.graph.published import FF_G2M, recipe

@@ -13,7 +13,7 @@ from structkd.errors import DataError, UsageError
 from structkd.ids import Pairs
 from structkd.objectives import kl, margin_mse
 from structkd.ranking.data import Collection
-from structkd.ranking.distill import (
+from structkd.ranking.distillation import (
     DistillConfig,
     distill,
     min_max,

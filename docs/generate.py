@@ -1,0 +1,57 @@
+"""Write the pages that come from code and results, cli.md and results.md: python docs/generate.py."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from structkd.cli.app import app
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "benchmarks" / "results"
+
+
+def cli() -> str:
+    """The command reference."""
+    text: str = app.generate_docs(output_format="markdown", recursive=True)
+    return text.replace("# structkd\n", "# Commands\n", 1).rstrip() + "\n"
+
+
+def results() -> str:
+    """Tables of what benchmarks/results holds."""
+    parts = [
+        "# Results",
+        "",
+        "Generated from `benchmarks/results/*.json`, each with its command, commit and machine. Graph figures are test",
+        "accuracy at best validation, mean and population standard deviation over seeds, one shared teacher per seed.",
+        "",
+    ]
+    for path in sorted(RESULTS.glob("graph_*_*.json")):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if "seeds" in value:
+            parts += _graph(path.name, value)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _graph(name: str, value: dict[str, Any]) -> list[str]:
+    teacher = value["rows"][0]
+    lines = [
+        f"## {value['dataset']}, {value['split']} split, {value['setting']}, teacher {teacher['teacher']}",
+        "",
+        f"Seeds {value['seeds'][0]} to {value['seeds'][-1]}; teacher {teacher['teacher_test_mean']:.4f}. `{name}`",
+        "",
+        "| method | test | std | validation | cos low | cos high | CPU seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in value["rows"]:
+        keys = ("test_mean", "test_std", "valid_mean", "cos_low", "cos_high", "cpu_seconds")
+        cells = [f"{row[key]:.4f}" if key != "cpu_seconds" else f"{row[key]:.1f}" for key in keys]
+        lines.append(f"| {row['method']} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+PAGES = {"cli.md": cli, "results.md": results}
+
+if __name__ == "__main__":
+    for page, write in PAGES.items():
+        (HERE / page).write_text(write(), encoding="utf-8")
+        print(HERE / page)
