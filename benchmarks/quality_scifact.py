@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from structkd import index
 from structkd.files import write_json
 from structkd.ranking.data import Collection, load
-from structkd.ranking.distill import DistillConfig, distill
+from structkd.ranking.distillation import DistillConfig, distill
 from structkd.ranking.encoders import BiScorer, CrossScorer, open_scorer
 from structkd.ranking.evaluate import evaluate_run, rerank
 from structkd.ranking.negatives import bm25_candidates

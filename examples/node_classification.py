@@ -12,7 +12,7 @@ import tempfile
 import torch
 
 from structkd import graph
-from structkd.graph.distill import rows_of
+from structkd.graph.distillation import rows_of
 
 
 def main() -> None:
