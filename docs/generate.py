@@ -1,6 +1,7 @@
-"""Write the pages that come from code and results, cli.md and results.md: python docs/generate.py."""
+"""Write the pages that come from code and results, cli.md and results.md: python docs/generate.py [--check]."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,18 @@ def _graph(name: str, value: dict[str, Any]) -> list[str]:
 
 PAGES = {"cli.md": cli, "results.md": results}
 
+
+def main() -> int:
+    """Write the pages; with --check write nothing, and name the page that is out of date."""
+    stale = 0
+    for page, content in ((HERE / name, write()) for name, write in PAGES.items()):
+        if "--check" not in sys.argv[1:]:
+            page.write_text(content, encoding="utf-8")
+        elif page.read_text(encoding="utf-8") != content:
+            print(f"docs/{page.name} is out of date; run: python docs/generate.py", file=sys.stderr)
+            stale = 1
+    return stale
+
+
 if __name__ == "__main__":
-    for page, write in PAGES.items():
-        (HERE / page).write_text(write(), encoding="utf-8")
-        print(HERE / page)
+    sys.exit(main())
