@@ -75,12 +75,14 @@ class NeuralScorer(nn.Module, ABC):
 
     Attributes:
         kind: the name that `student` knows it by.
+        learning_rate: peak rate that suits its weights when none is asked for.
         bounded: whether scores lie in [-1, 1] (cosine, or a model that normalises its vectors).
         name: what the spec calls it.
         encoded: how many sequences went through the encoder so far.
     """
 
     kind: str
+    learning_rate = 1e-4
     name: str
     encoded: int
 
@@ -262,6 +264,7 @@ class StaticScorer(BiScorer):
     """A bi-encoder of static token vectors: the mean of learned vectors, no attention, no pretrained weights."""
 
     kind = "static"
+    learning_rate = 0.03  # no layer above the vectors, and each row is touched by few texts
 
     @classmethod
     def fresh(

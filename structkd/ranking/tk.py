@@ -215,6 +215,7 @@ class TkScorer(nn.Module):
     """
 
     kind = "tk"
+    learning_rate = 3e-3  # everything starts from random weights
 
     def __init__(self, model: TkModel, *, name: str = "tk", device: str = "cpu") -> None:
         super().__init__()

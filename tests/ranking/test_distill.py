@@ -231,3 +231,11 @@ def test_ensembles_combine_list_by_list(small: Collection) -> None:
 def test_teachers_that_cannot_be_read(text: str, small: Collection) -> None:
     with pytest.raises(UsageError, match=r"expected cross-encoder:MODEL"):
         open_teacher(text, small.documents)
+
+
+def test_the_learning_rate_suits_the_student_unless_one_is_given(small: Collection) -> None:
+    rates = {}
+    for asked in (0.0, 0.002):
+        config = replace(CONFIG, learning_rate=asked, max_steps=1)
+        rates[asked] = distill(static(small), Bm25Scorer(small.documents), small, config).config.learning_rate
+    assert rates == {0.0: 0.03, 0.002: 0.002}
