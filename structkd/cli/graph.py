@@ -90,6 +90,7 @@ def bench(
     teacher: str = "gcn",
     methods: str = "mlp,glnn,ff-g2m",
     seeds: int = 1,
+    select: Literal["loss", "metric"] = "loss",
     out: Path | None = None,
     common: Common = Common(),
 ) -> Output:
@@ -100,6 +101,7 @@ def bench(
     teacher: gcn, sage, gat, appnp, or scores:DIR for logits made elsewhere.
     methods: comma list of methods.
     seeds: how many seeds, counted from --seed.
+    select: which epoch of a teacher is kept: lowest validation cross-entropy, or best validation metric (published).
     out: run folder; by default a cache folder derived from the dataset and protocol.
     """
     if seeds < 1:
@@ -107,8 +109,9 @@ def bench(
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     chosen = tuple(range(common.seed, common.seed + seeds))
     config = graph.BenchConfig(
-        data.dataset, data.data_root, data.split, data.setting, teacher=teacher, methods=names, seeds=chosen
-    )
+        data.dataset, data.data_root, data.split, data.setting, teacher=teacher, methods=names, seeds=chosen,
+        teacher_config=graph.TeacherConfig(select=select),
+    )  # fmt: skip
     value = graph.bench(config, out)
     title = f"{value['dataset']}, {value['split']} split, {value['setting']}, teacher {teacher}, {seeds} seeds"
     shown = [{key: item for key, item in row.items() if key not in ("test", "teacher")} for row in value["rows"]]
