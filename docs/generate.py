@@ -30,7 +30,19 @@ def results() -> str:
         value = json.loads(path.read_text(encoding="utf-8"))
         if "seeds" in value:
             parts += _graph(path.name, value)
+    for path in sorted(RESULTS.glob("quality_*.json")):
+        parts += _ranking(path.name, json.loads(path.read_text(encoding="utf-8")))
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _ranking(name: str, value: dict[str, Any]) -> list[str]:
+    columns = list(dict.fromkeys(key for row in value["rows"] for key in row if key != "seconds"))
+    lines = [f"## {value['dataset']}", "", f"One seed. `{name}`", ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in value["rows"]:
+        cells = [row.get(column, "") for column in columns]
+        lines.append("| " + " | ".join(f"{c:.4f}" if isinstance(c, float) else str(c) for c in cells) + " |")
+    return [*lines, ""]
 
 
 def _graph(name: str, value: dict[str, Any]) -> list[str]:
