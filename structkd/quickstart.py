@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from structkd import graph, report
 from structkd.progress import note
@@ -49,7 +50,15 @@ def quickstart(out: str | Path, seed: int = 0) -> QuickstartResult:
 
     Started again, it asks no teacher a second time: their scores lie in the caches under `out`.
     """
-    out = Path(out)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # products this small lose more to waking threads than they gain, most on a busy machine
+    try:
+        return _quickstart(Path(out), seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _quickstart(out: Path, seed: int) -> QuickstartResult:
     note("graph half: digits, teacher gcn")
     graph_rows, graph_summary = _graph(out / "graph", seed)
     note("ranking half: pydocs, lexical teachers")

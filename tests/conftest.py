@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+torch.set_num_threads(1)  # small products: two threads only wait for each other, most of all on a busy machine
+
 DATA = Path(os.environ.get("STRUCTKD_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
 
 
