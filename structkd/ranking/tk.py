@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from structkd.errors import DataError, UsageError
 from structkd.files import atomic_path, read_json, write_json
 from structkd.ids import Pairs, Texts, fingerprint_arrays, fingerprint_json
+from structkd.ranking.scorer import NeuralScorer
 from structkd.scores.manifest import TeacherSpec
 
 MU = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9)
@@ -205,8 +206,8 @@ class TkModel(nn.Module):
         return known if known is not None else 1 + zlib.crc32(word.encode()) % self.config.buckets
 
 
-class TkScorer(nn.Module):
-    """TK as a Scorer: differentiable `forward(pairs)`, `score(pairs)` without gradient, `save(folder)`.
+class TkScorer(NeuralScorer):
+    """TK as a Scorer.
 
     Attributes:
         model: the network.

@@ -9,7 +9,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from structkd.errors import DataError, UsageError
 from structkd.ids import Ids, Pairs, Texts
-from structkd.ranking import encoders
+from structkd.ranking import encoders, tokens
 from structkd.ranking.data import Collection
 from structkd.ranking.encoders import BiScorer, CrossScorer, StaticScorer, TokenCache, open_scorer, student
 
@@ -64,7 +64,7 @@ def test_scores_do_not_depend_on_batch_budget_or_order(
     order = np.random.default_rng(2).permutation(len(pairs))
     forget(scorer)
     torch.testing.assert_close(scorer.score(pairs.take(order)), together[order], rtol=1e-5, atol=1e-6)
-    monkeypatch.setattr(encoders, "TOKEN_BUDGET", 1)
+    monkeypatch.setattr(tokens, "TOKEN_BUDGET", 1)
     forget(scorer)
     torch.testing.assert_close(scorer.score(pairs), together, rtol=1e-5, atol=1e-6)
     assert together[0] == together[-1]  # the pair that occurs twice

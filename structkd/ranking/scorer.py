@@ -1,0 +1,150 @@
+"""Students and neural teachers as Scorers with gradients: what all architectures share.
+
+A Scorer here is a torch module: `forward(pairs)` is differentiable and encodes each distinct query and document once,
+however many pairs name it; `score(pairs)` is the same without gradient, in batches of a token budget; `save(folder)`
+writes a folder that the library of its architecture loads with equal scores. One file per architecture: `bi_encoder`,
+`cross_encoder`, `multi_vector`, `prett`, `static`, `tk`.
+"""
+
+import math
+import os
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from structkd.errors import DataError
+from structkd.ids import Pairs, fingerprint_arrays
+from structkd.scores.manifest import TeacherSpec
+
+Side = Literal["query", "document"]
+
+
+class NeuralScorer(nn.Module, ABC):
+    """A Scorer that is a torch module.
+
+    Attributes:
+        kind: the name that `student` knows it by.
+        learning_rate: peak rate that suits its weights when none is asked for.
+        bounded: whether scores lie in [-1, 1] (cosine, or a model that normalises its vectors).
+        name: what the spec calls it.
+        encoded: how many sequences went through the encoder so far.
+    """
+
+    kind: str
+    learning_rate = 1e-4
+    name: str
+    encoded: int
+
+    @property
+    @abstractmethod
+    def bounded(self) -> bool:
+        """Whether scores lie in [-1, 1]."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> TeacherSpec:
+        """Identity of the scores."""
+
+    @abstractmethod
+    def forward(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
+        """Scores with gradient."""
+
+    @abstractmethod
+    def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
+        """Scores without gradient, float32 on the CPU."""
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that `open_scorer` reads, whole or not at all."""
+
+
+def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """What changes whenever a weight is changed in place or replaced."""
+    return tuple((id(tensor), tensor._version) for tensor in [*module.parameters(), *module.buffers()])
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all weights; kept until a weight changes in place."""
+    state = module.state_dict()
+    version = weights_version(module)
+    kept = module.__dict__.get("_structkd_sha256")
+    if kept is None or kept[0] != version:
+        arrays = {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in state.items()}
+        kept = (version, fingerprint_arrays(**arrays))
+        module.__dict__["_structkd_sha256"] = kept
+    return str(kept[1])
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Dropout off inside, the former mode restored after."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder that replaces `folder` on success; a crash leaves the old one."""
+    target = Path(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{target.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No bars and reports from the model libraries: a fresh head is expected here."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU when there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def check_folder(path: str) -> None:
+    """DataError when what is meant as a folder holds no model; a hub id passes."""
+    folder = Path(path)
+    known = any((folder / name).is_file() for name in ("config.json", "modules.json"))
+    if (folder.is_absolute() or folder.exists() or path.startswith(".")) and not known:
+        raise DataError(f"{path}: holds no model; expected a folder with config.json or modules.json, or a hub id.")
+
+
+def name_of(source: object, model: nn.Module) -> str:
+    """A hub id as it is; a local model by its weights, so that a moved folder keeps its identity."""
+    if isinstance(source, (str, Path)) and not Path(source).exists():
+        return str(source)
+    return f"local-{type(model).__name__}-{weights_sha256(model)[:12]}"
+
+
+def whole_length(length: Any) -> int | None:
+    """A length as a number, None for unlimited."""
+    return None if length is None or math.isinf(length) else int(length)
