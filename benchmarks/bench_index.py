@@ -31,7 +31,7 @@ GROUP = 256
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", nargs="+", default=["flat", "knn", "auto"], choices=["flat", "knn", "auto", "growth"])
+    parser.add_argument("--what", nargs="+", default=["flat", "knn", "auto"], choices=["flat", "knn", "auto"])
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--repeats", type=int, default=3)
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    jobs = {"flat": flat, "knn": knn, "auto": automatic, "growth": growth}
+    jobs = {"flat": flat, "knn": knn, "auto": automatic}
     rows = [row for name in options.what for row in jobs[name](options.count, options.dim, options.repeats)]
     result = {
         "commit": commit(),
@@ -127,32 +127,6 @@ def automatic(count: int, dim: int, repeats: int) -> list[dict[str, Any]]:
             "times_exact": round(slow["median"] / fast["median"], 2),
         }
     ]
-
-
-def growth(count: int, dim: int, repeats: int) -> list[dict[str, Any]]:
-    """Streaming build of ivf-pq at growing size: wall time, size on disk, and peak memory of a process of its own."""
-    rows = []
-    for size in (count // 4, count // 2, count):
-        with tempfile.TemporaryDirectory() as folder:
-            code = STREAM.format(count=size, dim=dim, folder=folder)
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            rows.append({"what": "growth", "count": size, "dim": dim, "kind": "ivf-pq"} | json.loads(done.stdout))
-    return rows
-
-
-STREAM = """
-import json, resource, time, numpy as np
-from structkd import index
-def blocks():
-    for start in range(0, {count}, 50_000):
-        yield np.random.default_rng(start).standard_normal((min(50_000, {count} - start), {dim}), np.float32)
-began = time.perf_counter()
-built = index.build(blocks(), kind="ivf-pq", recall=0.5, out="{folder}")
-anonymous = int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) * 1024
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps(dict(seconds=round(time.perf_counter() - began, 1), bytes=built.manifest.bytes, peak_rss_bytes=peak,
-    private_bytes_at_end=anonymous, recall=built.manifest.recall)))
-"""
 
 
 def timed(work: Callable[[], Any], repeats: int, warm: bool = True) -> dict[str, float]:

@@ -45,7 +45,7 @@ INSIDE = {
         {"compare"},
     ],
     "index": [
-        {"base", "fusion"},
+        {"base", "fusion", "names"},
         {"storage"},
         {"flat", "lexical", "lucene", "milvus", "multivector"},
         {"ann"},  # measures its recall against flat

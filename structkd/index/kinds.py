@@ -31,7 +31,7 @@ from structkd.index.base import (
 )
 from structkd.index.flat import FlatIndex
 from structkd.index.multivector import MultiVectorIndex
-from structkd.index.storage import Draft, IndexManifest, Stored, VectorWriter, check_ids, draft, open_stored
+from structkd.index.storage import Draft, IndexManifest, Stored, VectorWriter, draft, open_stored
 from structkd.progress import note
 
 FLAT_LIMIT = 2_000_000  # above it, exact search is no longer the default
@@ -107,8 +107,7 @@ def build(
         target = draft(folder)
         names = None if ids is None else ids if isinstance(ids, Ids) else Ids(ids, "document id")
         count, dim, largest = _write_vectors(target, _blocks(vectors), metric, names)
-        table = check_ids(names, count)
-        target.ids(table)
+        corpus = target.ids(names, count)
         chosen, reason = choose(options, count, dim, target_device) if kind == "auto" else (kind, None)
         manifest = IndexManifest(
             kind=chosen,
@@ -117,7 +116,7 @@ def build(
             dim=dim,
             normalized=metric == "cosine",
             encoder=encoder,
-            corpus=table.fingerprint(),
+            corpus=corpus,
             reason=reason,
             parameters={"largest_norm": largest, "seed": seed},
         )
@@ -173,8 +172,7 @@ def build_multi(
         target = draft(folder)
         rows, dim, largest = _write_vectors(target, blocks(), metric, None)
         multivector.write(target, lengths)
-        table = check_ids(ids, len(lengths))
-        target.ids(table)
+        corpus = target.ids(ids, len(lengths))
         target.commit(
             IndexManifest(
                 kind="multi-vector",
@@ -183,7 +181,7 @@ def build_multi(
                 dim=dim,
                 normalized=metric == "cosine",
                 encoder=encoder,
-                corpus=table.fingerprint(),
+                corpus=corpus,
                 parameters={"largest_norm": largest, "vectors": rows},
                 build_seconds=round(time.perf_counter() - began, 3),
             )
@@ -218,13 +216,13 @@ def build_text(
         began = time.perf_counter()
         target = draft(folder)
         _opener(kind).write(target, documents, k1, b)
-        target.ids(documents.ids)
+        corpus = target.ids(documents.ids, len(documents))
         target.commit(
             IndexManifest(
                 kind=kind,
                 metric=kind,
                 count=len(documents),
-                corpus=documents.ids.fingerprint(),
+                corpus=corpus,
                 parameters={"k1": k1, "b": b, "stop_words": "english", "stemmer": "snowball english"},
                 build_seconds=round(time.perf_counter() - began, 3),
             )

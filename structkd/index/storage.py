@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,9 +30,9 @@ from torch import Tensor
 
 from structkd.errors import CorruptFileError, DataError
 from structkd.files import atomic_path, inside, read_json, sha256_file, sync_folder, write_json
-from structkd.ids import Ids
+from structkd.ids import Ids, fingerprint_fields
 from structkd.index.base import folder_of
-from structkd.ordering import tie_rank
+from structkd.index.names import StoredIds, check_ids, id_arrays, row_number_arrays
 
 FORMAT = "structkd-index"
 VERSION = 1
@@ -133,14 +132,18 @@ class Draft:
         with self.file(stem, ".safetensors") as path:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
-    def ids(self, ids: Ids) -> None:
-        """Write the document ids and their tie ranks."""
-        encoded = [string.encode("utf-8", "surrogatepass") for string in ids]
-        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-        np.cumsum([len(data) for data in encoded], out=offsets[1:])
-        data = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
-        tensors = {"bytes": torch.from_numpy(data), "offsets": torch.from_numpy(offsets)}
-        self.arrays("ids", tensors | {"ties": torch.from_numpy(tie_rank(list(ids)))})
+    def ids(self, ids: Sequence[str] | Ids | None, count: int) -> str:
+        """Write the document ids (row numbers when None) and their tie ranks; the fingerprint of the ids.
+
+        Raises:
+            DataError: an id repeats, or there is not one per document.
+        """
+        if ids is None:
+            self.arrays("ids", row_number_arrays(count))
+            return fingerprint_fields(map(str, range(count)))
+        checked = check_ids(ids, count)
+        self.arrays("ids", id_arrays(checked))
+        return checked.fingerprint()
 
     def commit(self, manifest: IndexManifest) -> IndexManifest:
         """Write the manifest last, then remove what no longer belongs to the index."""
@@ -252,11 +255,9 @@ class Stored:
 
     @cached_property
     def ids(self) -> Ids:
-        """The document ids (read when first asked for)."""
-        data = self._id_arrays["bytes"].numpy().tobytes()
-        offsets = self._id_arrays["offsets"].tolist()
-        pieces = (data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(offsets))
-        ids = Ids(pieces, "document id")
+        """The document ids, each decoded when it is asked for."""
+        arrays = self._id_arrays
+        ids = StoredIds(arrays["bytes"].numpy(), arrays["offsets"].numpy())
         if len(ids) != self.manifest.count:
             raise CorruptFileError(f"{self.path('ids')}: found {len(ids)} ids, expected {self.manifest.count}.")
         return ids
@@ -399,13 +400,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def check_ids(ids: Sequence[str] | Ids | None, count: int) -> Ids:
-    """One distinct id per vector; the row numbers as strings when none are given."""
-    if ids is None:
-        return Ids((str(row) for row in range(count)), "document id")
-    checked = ids if isinstance(ids, Ids) else Ids(ids, "document id")
-    if len(checked) != count:
-        raise DataError(f"found {len(checked)} ids for {count} vectors; give one id per vector.")
-    return checked
