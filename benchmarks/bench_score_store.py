@@ -27,8 +27,8 @@ import psutil
 from structkd import scores
 from structkd.scores import PairScores, TeacherSpec
 from structkd.scores._lookup import find_numba, find_numpy
+from structkd.scores.compaction import compact
 from structkd.scores.log import PairLog
-from structkd.scores.snapshot import compact
 
 LIST, DOCUMENTS, UNIT, BATCH = 100, 220_000, 20_000, 4096
 SPEC = TeacherSpec("generated")

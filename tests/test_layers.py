@@ -31,9 +31,10 @@ INSIDE = {
         {"dual_head", "fusion_ratio"},
     ],
     "scores": [
-        {"manifest", "_lookup"},
-        {"log", "remote"},  # a mirror checks the manifest
-        {"snapshot"},  # compaction reads the log
+        {"manifest", "_lookup", "sealed"},
+        {"id_table", "parts", "snapshot", "remote"},  # a mirror checks the manifest
+        {"log", "merge", "statistics"},
+        {"compaction"},
         {"bundle"},  # the published layout, which open() reads too
         {"pairs", "nodes"},
         {"store"},
@@ -45,27 +46,31 @@ INSIDE = {
         {"compare"},
     ],
     "index": [
-        {"base", "fusion", "names"},
-        {"storage"},
-        {"flat", "lexical", "lucene", "milvus", "multivector"},
+        {"manifest", "names", "topk", "vectors", "fusion"},
+        {"neighbours", "storage"},
+        {"base", "draft", "opened"},
+        {"blocks", "choice", "flat", "lexical", "lucene", "milvus"},
         {"ann"},  # measures its recall against flat
+        {"multivector"},  # its fast engine proposes with ann
         {"kinds"},
     ],
     "graph": [
         {"_edges", "_sample", "published", "sparse"},
         {"data"},
-        {"splits", "spectral"},
+        {"config", "inputs", "splits", "spectral"},
         {"readers"},
         {"datasets", "losses", "models", "sampling"},
         {"evaluate"},
         {"train"},
         {"targets", "teacher"},
+        {"lesson"},
+        {"methods"},  # the table; families of methods stand between lesson and it
         {"distillation"},
         {"bench", "export", "latency", "spectrum", "storage"},
     ],
     "ranking": [
         {"data"},
-        {"check", "datasets", "losses", "scorer", "tokens"},
+        {"check", "datasets", "losses", "maxsim", "scorer", "tokens"},
         {"bi_encoder", "cross_encoder", "multi_vector", "prett", "tk"},
         {"static"},
         {"students"},
@@ -83,7 +88,15 @@ INSIDE = {
 FENCES = {
     "cyclopts": {"cli/"},
     "rich": {"progress.py", "cli/"},
-    "pyarrow": {"scores/log.py", "scores/snapshot.py", "scores/bundle.py", "scores/formats"},
+    "pyarrow": {
+        "scores/sealed.py",
+        "scores/id_table.py",
+        "scores/parts.py",
+        "scores/log.py",
+        "scores/snapshot.py",
+        "scores/bundle.py",
+        "scores/formats",
+    },
     "safetensors": {
         "scores/snapshot.py",
         "scores/formats.py",

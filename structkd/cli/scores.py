@@ -15,9 +15,10 @@ from structkd.progress import note, track
 from structkd.ranking.data import Collection
 from structkd.ranking.datasets import load
 from structkd.scores import NodeScores, PairScores, TeacherSpec, formats
+from structkd.scores.compaction import Dtype
 from structkd.scores.compare import compare
 from structkd.scores.formats_base import NodeTable, ScoreTable, lists_of
-from structkd.scores.snapshot import Dtype, OnConflict
+from structkd.scores.merge import OnConflict
 
 app = App(name="scores", help="Teacher-score caches and files: import, export, check, publish, combine.")
 

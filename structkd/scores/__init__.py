@@ -5,13 +5,13 @@ The scorers are loaded when first used: files are imported, checked and publishe
 
 from typing import TYPE_CHECKING, Any
 
+from structkd.scores.compaction import compact
 from structkd.scores.compare import describe
 from structkd.scores.formats import READERS, WRITERS
 from structkd.scores.manifest import ScoreManifest, TeacherSpec
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
 from structkd.scores.publish import gc, publish, verify
-from structkd.scores.snapshot import compact
 from structkd.scores.store import open, write_nodes, write_pairs
 
 if TYPE_CHECKING:

@@ -20,9 +20,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from structkd.errors import CorruptFileError
-from structkd.scores.log import IdTable, as_array, as_numpy, read_parquet
+from structkd.scores.id_table import IdTable
 from structkd.scores.manifest import ScoreManifest
-from structkd.scores.snapshot import Csr, checked_path, first_of_each
+from structkd.scores.merge import first_of_each
+from structkd.scores.sealed import as_array, as_numpy, read_parquet
+from structkd.scores.snapshot import Csr, checked_path
 
 FILE_ROWS = 60_000_000
 _IDS = ("queries", "docs")

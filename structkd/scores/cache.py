@@ -12,10 +12,11 @@ from torch import Tensor
 from structkd.errors import DataError, MissingScoreError
 from structkd.ids import Pairs, Texts, text_hash
 from structkd.progress import track
-from structkd.scores.log import IdTable, PairLog, TextHash
+from structkd.scores.compaction import compact
+from structkd.scores.id_table import IdTable, TextHash
+from structkd.scores.log import PairLog
 from structkd.scores.manifest import TeacherSpec
 from structkd.scores.pairs import PairScores
-from structkd.scores.snapshot import compact
 
 IntArray = NDArray[np.int64]
 _REOPEN_AFTER = 200_000  # fresh scores held in a dict before they are read back as arrays

@@ -1,266 +1,51 @@
-"""The log of a score store: immutable parquet parts under create-exclusive names, and the id tables they refer to.
+"""The log of a score store: immutable parquet parts under create-exclusive names, and the plans they follow.
 
     <root>/cache.json                          header (manifest.Header)
-    <root>/ids/{queries,docs}-000NN.parquet   row -> (id, text_hash), numbered append-only segments
-    <root>/parts/<unit>.parquet                pairs: q, d, score; rows: values of a node range
+    <root>/parts/<unit>.parquet                what one unit's teacher calls gave (see `parts`)
     <root>/plans/<input>.parquet               a frozen plan: the pairs that were missing when it was made
 
-A visible file is complete. Each parquet file is sealed: its footer holds the SHA-256 of the whole file, taken with
-the digest's own 64 characters as zeros, so any changed byte is found without a second file.
+A visible file is complete. Ids are written before any part that refers to them (see `id_table`).
 """
 
 import hashlib
 import json
-import os
-import socket
-import uuid
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from structkd.errors import CorruptFileError, DataError, TeacherMismatchError
+from structkd.errors import DataError, TeacherMismatchError
 from structkd.files import create_exclusive, write_json
 from structkd.ids import fingerprint_arrays, fingerprint_fields
+from structkd.scores.id_table import IdTable
 from structkd.scores.manifest import HEADER, Header, TeacherSpec
+from structkd.scores.parts import (
+    PairPart,
+    RowPart,
+    part_names,
+    read_pair_part,
+    read_row_part,
+    read_row_range,
+    split_keys,
+    uncovered,
+)
+from structkd.scores.sealed import (
+    WRITER,
+    as_array,
+    as_numpy,
+    read_parquet,
+    removed_on_error,
+    table_of,
+    temporary,
+    write_sealed,
+)
 
 IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
-TextHash = bytes | None  # None: the text was unknown when the id was written
-
-_SEAL_KEY = "structkd.seal"
-_SEAL_MARK = b"structkd-sha256:"
-_WRITER = f"{socket.gethostname()}-{os.getpid()}"
-_SEQUENCE = count()
-_ID_SCHEMA = pa.schema([("id", pa.string()), ("text_hash", pa.binary(16))])
-
-
-def temporary(folder: Path) -> Path:
-    """A name that readers ignore and gc removes after a while."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f".tmp-{_WRITER}-{uuid.uuid4().hex[:8]}-{next(_SEQUENCE)}"
-
-
-# sealed parquet files
-
-
-def as_array(values: NDArray[Any]) -> pa.Array:
-    """A numpy vector as an Arrow array over the same memory (pa.array would import pandas: a second, once)."""
-    kind = pa.from_numpy_dtype(values.dtype)
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
-
-
-def table_of(**columns: NDArray[Any]) -> pa.Table:
-    """Numpy vectors as a table."""
-    return pa.Table.from_arrays([as_array(column) for column in columns.values()], list(columns))
-
-
-def as_numpy(array: pa.Array) -> NDArray[Any]:
-    """An Arrow array of numbers without nulls as a read-only view (to_numpy would import pandas)."""
-    dtype = np.dtype(array.type.to_pandas_dtype())
-    if array.null_count:
-        raise CorruptFileError(f"a column of {array.type} holds {array.null_count} nulls; expected numbers.")
-    if not len(array):
-        return np.empty(0, dtype=dtype)
-    return np.frombuffer(array.buffers()[1], dtype=dtype, count=len(array), offset=array.offset * dtype.itemsize)
-
-
-def write_sealed(table: pa.Table, path: Path, footer: dict[str, str], **options: Any) -> None:
-    """Write a parquet file whose footer holds `footer` and the digest of the whole file."""
-    with pq.ParquetWriter(path, table.schema, **options) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({**footer, _SEAL_KEY: _SEAL_MARK.decode() + "0" * 64})
-    with open(path, "r+b") as handle:
-        data = handle.read()
-        place = _seal_place(data, path)
-        handle.seek(place)
-        handle.write(hashlib.sha256(data).hexdigest().encode())
-
-
-def sealed_bytes(path: Path) -> bytes:
-    """All bytes of a sealed file; CorruptFileError when one differs from what was written."""
-    data = path.read_bytes()
-    place = _seal_place(data, path)
-    found = data[place : place + 64]
-    digest = hashlib.sha256(data[:place])
-    digest.update(b"0" * 64)
-    digest.update(data[place + 64 :])
-    if digest.hexdigest().encode() != found:
-        raise CorruptFileError(f"{path}: its bytes differ from its checksum. Delete it and score that unit again.")
-    return data
-
-
-def _seal_place(data: bytes, path: Path) -> int:
-    place = data.rfind(_SEAL_MARK)
-    if place < 0 or len(data) < place + len(_SEAL_MARK) + 64:
-        raise CorruptFileError(f"{path}: no checksum in its footer. It was cut short or another program wrote it.")
-    return place + len(_SEAL_MARK)
-
-
-def read_parquet(path: Path, data: bytes | None = None) -> tuple[pa.Table, dict[str, str]]:
-    """Table and footer of a parquet file (or of its bytes); CorruptFileError when it cannot be read."""
-    try:
-        with pq.ParquetFile(path if data is None else pa.BufferReader(data), memory_map=data is None) as file:
-            pairs = (file.metadata.metadata or {}).items()
-            footer = {key.decode(): value.decode(errors="replace") for key, value in pairs if key != b"ARROW:schema"}
-            return file.read(), footer
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptFileError(f"{path}: not a readable parquet file ({error}). Restore or delete it.") from None
-
-
-# id tables
-
-
-class IdTable:
-    """Rows of (id, text hash): numbered segments that only ever grow; one row number never gets a second text."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, name
-        self._segments = 0
-        self.ids: list[str] = []
-        self.hashes: list[TextHash] = []
-        self._latest: dict[str, int] = {}
-        self._rows: dict[tuple[str, TextHash], int] | None = None
-        self._keys = np.empty((0, 16), dtype=np.uint8)
-        self._same: dict[bytes, list[int]] = {}
-        self._same_rows = 0
-        self.refresh()
-
-    @classmethod
-    def of(cls, ids: Sequence[str], hashes: Sequence[TextHash]) -> "IdTable":
-        """A table that lies in no folder (that of a published store)."""
-        table = cls(Path(os.devnull) / "none", "none")
-        table._append(ids, hashes)
-        return table
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def path(self, number: int) -> Path:
-        """Where segment `number` lies."""
-        return self._folder / f"{self._name}-{number:05d}.parquet"
-
-    def refresh(self) -> None:
-        """Read the segments that appeared since."""
-        while (path := self.path(self._segments)).exists():
-            table, footer = read_parquet(path)
-            if footer.get("start") != str(len(self.ids)) or footer.get("rows") != str(len(table)):
-                raise CorruptFileError(f"{path}: starts at row {footer.get('start')}, expected {len(self.ids)}.")
-            self._append(table["id"].to_pylist(), table["text_hash"].to_pylist())
-            self._segments += 1
-
-    def _append(self, ids: Sequence[str], hashes: Sequence[TextHash]) -> None:
-        start = len(self.ids)
-        self.ids.extend(ids)
-        self.hashes.extend(hashes)
-        self._latest.update(zip(ids, range(start, len(self.ids)), strict=True))
-        if self._rows is not None:
-            self._rows.update(zip(zip(ids, hashes, strict=True), range(start, len(self.ids)), strict=True))
-
-    def find(self, ids: Iterable[str]) -> IntArray:
-        """Newest row of each id, -1 where it is unknown."""
-        latest = self._latest
-        return np.fromiter((latest.get(string, -1) for string in ids), dtype=np.int64)
-
-    def find_texts(self, ids: Sequence[str], hashes: Sequence[TextHash]) -> IntArray:
-        """Row of each (id, text hash), -1 where it is unknown."""
-        rows = self._row_of()
-        return np.fromiter((rows.get(key, -1) for key in zip(ids, hashes, strict=True)), dtype=np.int64, count=len(ids))
-
-    def extend(self, ids: Sequence[str], hashes: Sequence[TextHash]) -> IntArray:
-        """Row of each (id, text hash); unknown ones are written first, as the next segment.
-
-        Two processes that extend at once cannot both get a number: the loser reads the winner's segment and tries
-        again with what is still unknown.
-        """
-        while True:
-            rows = self.find_texts(ids, hashes)
-            unknown = dict.fromkeys((ids[i], hashes[i]) for i in np.flatnonzero(rows < 0).tolist())
-            if not unknown:
-                return rows
-            self.refresh()
-            unknown = {key: None for key in unknown if key not in self._row_of()}
-            if unknown:
-                self._write_segment([key[0] for key in unknown], [key[1] for key in unknown])
-            self.refresh()
-
-    def same_text(self, row: int) -> list[int]:
-        """Rows of other ids (or of this id, earlier) with the same text; the row itself included."""
-        for new in range(self._same_rows, len(self.ids)):
-            if (text := self.hashes[new]) is not None:
-                self._same.setdefault(text, []).append(new)
-        self._same_rows = len(self.ids)
-        own = self.hashes[row]
-        return [row] if own is None else self._same[own]
-
-    def is_newest(self, row: int) -> bool:
-        """False when the row's id has a newer text."""
-        return self._latest[self.ids[row]] == row
-
-    def newest_mask(self) -> NDArray[np.bool_] | None:
-        """[rows] True for the newest text of each id; None when every row is."""
-        if len(self._latest) == len(self.ids):
-            return None
-        mask = np.zeros(len(self.ids), dtype=np.bool_)
-        mask[list(self._latest.values())] = True
-        return mask
-
-    def _write_segment(self, ids: list[str], hashes: list[TextHash]) -> None:
-        table = pa.Table.from_arrays([pa.array(ids, pa.string()), pa.array(hashes, pa.binary(16))], schema=_ID_SCHEMA)
-        path = temporary(self._folder)
-        footer = {"start": str(len(self.ids)), "rows": str(len(ids))}
-        with _removed_on_error(path):
-            write_sealed(table, path, footer, compression="zstd")
-            create_exclusive(path, self.path(self._segments))
-
-    def keys(self, rows: IntArray) -> NDArray[np.uint8]:
-        """[rows, 16] digest of (id, text hash): what a row means in any store."""
-        if (known := len(self._keys)) < len(self.ids):
-            fresh = b"".join(map(_key_digest, self.ids[known:], self.hashes[known:]))
-            self._keys = np.concatenate([self._keys, np.frombuffer(fresh, dtype=np.uint8).reshape(-1, 16)])
-        return self._keys[rows]
-
-    def fingerprint(self) -> str:
-        """Identity of the table's content."""
-        return fingerprint_fields([self.keys(np.arange(len(self))).tobytes()])
-
-    def _row_of(self) -> dict[tuple[str, TextHash], int]:
-        if self._rows is None:
-            self._rows = {key: row for row, key in enumerate(zip(self.ids, self.hashes, strict=True))}
-        return self._rows
-
-
-def _key_digest(string: str, text: TextHash) -> bytes:
-    data = string.encode("utf-8", "surrogatepass")
-    return hashlib.sha256(len(data).to_bytes(8, "little") + data + (text or b"")).digest()[:16]
-
-
-class _removed_on_error:
-    """A temporary file does not outlive a failed write."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            with suppress(OSError):
-                self._path.unlink()
-
-
-# parts
 
 
 @dataclass(frozen=True)
@@ -279,28 +64,6 @@ class Unit:
 
     def __len__(self) -> int:
         return len(self.query_rows)
-
-
-@dataclass(frozen=True)
-class PairPart:
-    """A committed unit of pairs."""
-
-    name: str
-    footer: dict[str, str]
-    query_rows: NDArray[np.uint32]
-    document_rows: NDArray[np.uint32]
-    scores: FloatArray
-
-
-@dataclass(frozen=True)
-class RowPart:
-    """A committed range of nodes: values of the rows low .. high-1."""
-
-    name: str
-    footer: dict[str, str]
-    low: int
-    high: int
-    values: FloatArray
 
 
 class _Log:
@@ -327,11 +90,11 @@ class _Log:
             "teacher_fp": self.spec.fingerprint,
             "unit": name,
             **footer,
-            "writer": _WRITER,
+            "writer": WRITER,
             "versions": _versions(),
             "provenance": _canonical(provenance or {}),
         }
-        with _removed_on_error(path):
+        with removed_on_error(path):
             # delta coding undoes the sort order of the rows; scores are close to random bits
             write_sealed(table, path, footer, compression="zstd", use_dictionary=False)
             return create_exclusive(path, target)
@@ -391,7 +154,7 @@ class PairLog(_Log):
         if not path.exists():
             keys = keys[~scored(*split_keys(keys))]
             draft = temporary(path.parent)
-            with _removed_on_error(draft):
+            with removed_on_error(draft):
                 write_sealed(table_of(key=keys), draft, {"input": name}, compression="zstd", use_dictionary=False)
                 create_exclusive(draft, path)
         keys = as_numpy(read_parquet(path)[0]["key"].combine_chunks())
@@ -508,97 +271,6 @@ class RowLog(_Log):
     def missing(self) -> list[tuple[int, int]]:
         """Node ranges that have no logits yet, ascending."""
         return uncovered([read_row_range(self.folder, name) for name in self.units()], self.header.num_nodes or 0)
-
-
-def uncovered(ranges: Iterable[tuple[int, int]], num_nodes: int) -> list[tuple[int, int]]:
-    """What of 0 .. num_nodes-1 the ranges leave out."""
-    out, at = [], 0
-    for low, high in sorted(ranges):
-        if low > at:
-            out.append((at, low))
-        at = max(at, high)
-    if at < num_nodes:
-        out.append((at, num_nodes))
-    return out
-
-
-def part_names(folder: Path) -> list[str]:
-    """Names of the committed units, sorted."""
-    with suppress(FileNotFoundError):
-        return sorted(
-            name.removesuffix(".parquet") for name in os.listdir(folder / "parts") if not name.startswith(".tmp-")
-        )
-    return []
-
-
-def read_pair_part(folder: Path, name: str, data: bytes | None = None) -> PairPart:
-    """A part of a store of pairs (from its bytes, when they were read before); CorruptFileError when it is none."""
-    path = folder / "parts" / f"{name}.parquet"
-    table, footer = read_parquet(path, data)
-    if table.column_names != ["q", "d", "score"]:
-        raise CorruptFileError(f"{path}: columns {table.column_names}, expected ['q', 'd', 'score'].")
-    columns = [as_numpy(table[column].combine_chunks()) for column in table.column_names]
-    return PairPart(name, footer, *columns)
-
-
-def read_row_part(folder: Path, name: str, data: bytes | None = None) -> RowPart:
-    """A part of a store of node logits (from its bytes, when they were read before)."""
-    path = folder / "parts" / f"{name}.parquet"
-    table, footer = read_parquet(path, data)
-    if table.column_names != ["values"]:
-        raise CorruptFileError(f"{path}: columns {table.column_names}, expected ['values'].")
-    column = table["values"].combine_chunks()
-    values = as_numpy(column.values).reshape(len(column), column.type.list_size)
-    return RowPart(name, footer, *_range(footer, path), values)
-
-
-def read_row_range(folder: Path, name: str) -> tuple[int, int]:
-    """Node range of a part, from its footer alone."""
-    path = folder / "parts" / f"{name}.parquet"
-    try:
-        metadata = pq.read_metadata(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptFileError(f"{path}: not a readable parquet file ({error}). Restore or delete it.") from None
-    return _range({key.decode(): value.decode(errors="replace") for key, value in metadata.items()}, path)
-
-
-def _range(footer: dict[str, str], path: Path) -> tuple[int, int]:
-    try:
-        return int(footer["low"]), int(footer["high"])
-    except (KeyError, ValueError):
-        raise CorruptFileError(f"{path}: its footer has no node range. Restore or delete it.") from None
-
-
-def check_part(folder: Path, name: str, header: Header) -> tuple[str, list[int]]:
-    """Verify one part to the last byte: seal, payload, teacher, name.
-
-    Returns:
-        SHA-256 of the file, and how many rows of each id table it needs (none for node logits).
-
-    Raises:
-        CorruptFileError: with what differs.
-    """
-    path = folder / "parts" / f"{name}.parquet"
-    data = sealed_bytes(path)
-    if header.spec.kind == "pairs":
-        pairs = read_pair_part(folder, name, data)
-        footer = pairs.footer
-        needed = [int(rows.astype(np.int64).max(initial=-1)) + 1 for rows in (pairs.query_rows, pairs.document_rows)]
-        payload = fingerprint_arrays(q=pairs.query_rows, d=pairs.document_rows, score=pairs.scores)
-    else:
-        rows = read_row_part(folder, name, data)
-        needed = []
-        footer, payload = rows.footer, fingerprint_arrays(values=rows.values)
-    expected = {"teacher_fp": header.spec.fingerprint, "unit": name, "payload": payload}
-    for field, value in expected.items():
-        if footer.get(field) != value:
-            raise CorruptFileError(f"{path}: {field} is {footer.get(field)!r}, expected {value!r}. Delete the part.")
-    return hashlib.sha256(data).hexdigest(), needed
-
-
-def split_keys(keys: NDArray[np.uint64]) -> tuple[IntArray, IntArray]:
-    """Query and document rows of joined 64-bit keys."""
-    return (keys >> np.uint64(32)).astype(np.int64), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def _header(folder: Path, header: Header) -> Header:

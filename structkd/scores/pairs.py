@@ -11,9 +11,12 @@ from structkd.errors import ConflictingScoresError, DataError, MissingScoreError
 from structkd.ordering import order_ids
 from structkd.scores._lookup import find_numba
 from structkd.scores.bundle import read_pairs
-from structkd.scores.log import IdTable, TextHash, part_names, read_pair_part, sealed_bytes, split_keys
+from structkd.scores.id_table import IdTable, TextHash
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
-from structkd.scores.snapshot import Csr, Merged, checked_path, latest, map_csr, merge, namer, tolerance
+from structkd.scores.merge import Merged, merge, namer, tolerance
+from structkd.scores.parts import part_names, read_pair_part, split_keys
+from structkd.scores.sealed import sealed_bytes
+from structkd.scores.snapshot import Csr, checked_path, latest, map_csr
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]

@@ -14,19 +14,14 @@ import numpy as np
 from structkd.errors import DataError, StructKDError, UsageError
 from structkd.files import inside, sha256_file, sync_file, sync_folder, write_json, write_text
 from structkd.scores import bundle
-from structkd.scores.log import check_part, part_names, read_parquet, sealed_bytes, temporary
 from structkd.scores.manifest import HEADER, PUBLISHED, Header, Problem, Report, ScoreManifest, now
+from structkd.scores.merge import first_of_each
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
-from structkd.scores.snapshot import (
-    Csr,
-    Summary,
-    file_entry,
-    first_of_each,
-    manifest_path,
-    snapshot_numbers,
-    write_rows,
-)
+from structkd.scores.parts import check_part, part_names
+from structkd.scores.sealed import read_parquet, sealed_bytes, temporary
+from structkd.scores.snapshot import Csr, file_entry, manifest_path, snapshot_numbers, write_rows
+from structkd.scores.statistics import Summary
 from structkd.scores.store import open as open_store
 
 _TEMPORARY = ".tmp-"

@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 from structkd.errors import ConflictingScoresError, DataError, UsageError
 from structkd.ids import text_hash
-from structkd.scores.log import IdTable, PairLog, RowLog, TextHash, read_row_part
+from structkd.scores.compaction import Dtype, compact
+from structkd.scores.id_table import IdTable, TextHash
+from structkd.scores.log import PairLog, RowLog
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
+from structkd.scores.merge import OnConflict, tolerance
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
-from structkd.scores.snapshot import Dtype, OnConflict, compact, tolerance
+from structkd.scores.parts import read_row_part
 
 UNIT_ROWS = 20_000
 NODE_UNIT_ROWS = 65_536

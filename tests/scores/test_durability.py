@@ -17,10 +17,13 @@ import pytest
 from structkd import scores
 from structkd.errors import CorruptFileError, DataError, UsageError
 from structkd.files import write_json
-from structkd.scores import PairScores, TeacherSpec, log
-from structkd.scores.log import PairLog, read_pair_part, sealed_bytes
+from structkd.scores import PairScores, TeacherSpec, id_table, log
+from structkd.scores.compaction import compact
+from structkd.scores.log import PairLog
 from structkd.scores.manifest import ScoreManifest, sealed
-from structkd.scores.snapshot import compact, latest, snapshot_numbers
+from structkd.scores.parts import read_pair_part
+from structkd.scores.sealed import sealed_bytes
+from structkd.scores.snapshot import latest, snapshot_numbers
 
 SPEC = TeacherSpec("teacher", max_length=512)
 UNITS, UNIT_ROWS = 240, 25
@@ -335,10 +338,10 @@ def test_readers_during_compaction(tmp_path: Path) -> None:
 
 
 def test_a_lost_race_for_a_snapshot_number_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from structkd.scores import snapshot
+    from structkd.scores import compaction
 
     folder = small_store(tmp_path, compacted=False)
-    real, raced = snapshot._compact_pairs, []
+    real, raced = compaction._compact_pairs, []
 
     def slow(*arguments):
         draft = real(*arguments)
@@ -347,7 +350,7 @@ def test_a_lost_race_for_a_snapshot_number_is_run_again(tmp_path: Path, monkeypa
             compact(folder)  # another process is faster
         return draft
 
-    monkeypatch.setattr(snapshot, "_compact_pairs", slow)
+    monkeypatch.setattr(compaction, "_compact_pairs", slow)
     assert compact(folder).snapshot == 0
     assert snapshot_numbers(folder) == [0]
     assert not list(folder.rglob(".tmp-*"))
@@ -364,7 +367,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         real(table, path, footer, **options)
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(log, "write_sealed", full)
+    for module in (log, id_table):
+        monkeypatch.setattr(module, "write_sealed", full)
     with pytest.raises(OSError, match="No space left"):
         store.commit(unit, np.array([1.0]))
     with pytest.raises(OSError, match="No space left"):

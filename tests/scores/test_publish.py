@@ -11,7 +11,7 @@ from structkd.errors import CorruptFileError, DataError, MissingScoreError, Teac
 from structkd.ids import Ids, Pairs, Texts
 from structkd.scores import StoredScorer, TeacherSpec
 from structkd.scores.bundle import plain_integers
-from structkd.scores.snapshot import compact
+from structkd.scores.compaction import compact
 
 SPEC = TeacherSpec("org/teacher", revision="abc")
 NODES = TeacherSpec("gcn", kind="rows", weights_sha256="w")

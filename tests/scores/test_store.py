@@ -21,9 +21,11 @@ from structkd.files import write_json
 from structkd.ids import Ids, Pairs, Texts
 from structkd.scores import CachedScorer, PairScores, StoredScorer, TeacherSpec
 from structkd.scores._lookup import find_numba, find_numpy
-from structkd.scores.log import PairLog, split_keys
+from structkd.scores.compaction import compact
+from structkd.scores.log import PairLog
 from structkd.scores.manifest import sealed
-from structkd.scores.snapshot import compact, latest, map_csr
+from structkd.scores.parts import split_keys
+from structkd.scores.snapshot import latest, map_csr
 
 SPEC = TeacherSpec("teacher", revision="abc", max_length=512)
 
