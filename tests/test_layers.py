@@ -60,7 +60,7 @@ INSIDE = {
         {"config", "inputs", "splits", "spectral"},
         {"readers"},
         {"datasets", "losses", "models", "sampling"},
-        {"evaluate"},
+        {"evaluate", "students"},
         {"train"},
         {"targets", "teacher"},
         {"lesson"},

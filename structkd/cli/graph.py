@@ -78,7 +78,7 @@ def distill(
     logits = graph.read_scores(scores, task) if scores is not None else None
     run = Run.create(out, "graph distill", {**vars(data), **vars(config.resolved(task))}, common.seed)
     result = graph.distill(task, logits, config, common.seed, run)
-    save_student(result.student, result.config, out)
+    save_student(result.student, result.config, out, result.inputs)
     value = {"run": str(out), "method": config.method, "input_class": result.input_class, "metrics": result.metrics}
     return Output(value, [Table(f"{task.name}: {config.method}", [result.metrics])])
 

@@ -207,7 +207,7 @@ def subgraph(task: GraphTask, rows: Int[Tensor, " kept"]) -> GraphTask:
     new[rows] = torch.arange(len(rows))
     edges = new[task.edge_index]
     kept = edges[:, (edges >= 0).all(dim=0)]
-    x = task.x.rows(rows) if isinstance(task.x, SparseMatrix) else task.x[rows]
+    x = rows_of(task.x, rows)
     masks = {key: getattr(task, key)[rows] for key in ("train", "valid", "test", "hidden")}
     return replace(task, x=x, y=task.y[rows], edge_index=clean_edges(kept.numpy(), len(rows), task.name), **masks)
 
@@ -226,6 +226,11 @@ def hide(task: GraphTask, setting: Setting, share: float = 0.2) -> GraphTask:
     hidden[drawn] = True
     test = hidden.clone() if setting == "inductive" else task.test
     return replace(task, hidden=hidden, test=test, setting=setting)
+
+
+def rows_of(x: Features, rows: Int[Tensor, " some"]) -> Features:
+    """Some rows of dense or sparse features."""
+    return x.rows(rows) if isinstance(x, SparseMatrix) else x[rows]
 
 
 def _mask(value: Any, nodes: int, what: str) -> Tensor:

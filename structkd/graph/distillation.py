@@ -1,94 +1,32 @@
-"""Distil node scores into an MLP: every method is a label term plus edge divergences with their own weights."""
+"""Distil a teacher into an MLP: the method prepares student and loss, one loop trains, best validation reports."""
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from structkd.errors import UsageError
-from structkd.graph.data import Features, GraphTask
+from structkd.graph.config import DistillConfig, config_fields
+from structkd.graph.data import Features, GraphTask, rows_of
 from structkd.graph.evaluate import metric_of, report
-from structkd.graph.losses import (
-    SoftTargets,
-    difference_targets,
-    high_frequency,
-    low_frequency,
-    neighbour_weights,
-    node_weights,
-    soft_targets,
-)
-from structkd.graph.models import Mlp
-from structkd.graph.published import OWN, given
-from structkd.graph.sparse import SparseMatrix
+from structkd.graph.inputs import RAW, Inputs
+from structkd.graph.lesson import Lesson, Method, Teaching
+from structkd.graph.methods import METHODS
+from structkd.graph.published import given
 from structkd.graph.spectral import band_agreement
-from structkd.graph.targets import choose_target, clamped
-from structkd.graph.teacher import check_scores, recipe_of
+from structkd.graph.teacher import Teacher, check_scores
 from structkd.graph.train import Fit, FitConfig, fit
 from structkd.runs import Run
 from structkd.scores import NodeScores
 
+__all__ = ["METHODS", "DistillConfig", "DistillResult", "config_fields", "distill", "predict", "rows_of"]
+
 Logits = Float[Tensor, "nodes classes"]
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """A student and what it is taught; what is left open comes from the published table, or a default."""
-
-    method: str = "ff-g2m"
-    "mlp, glnn, lfd, hfd, ff-g2m or structkd."
-
-    teacher: str = "gcn"
-    "Name of the teacher model: picks the row of published hyper-parameters."
-
-    label_weight: float | None = None
-    "Weight of the labels' cross-entropy; the teacher's terms get one minus it."
-
-    temperature: float | None = None
-    "Temperature of the high-frequency term."
-
-    layers: int | None = None
-    "Number of layers."
-
-    hidden: int | None = None
-    "Hidden width."
-
-    dropout: float | None = None
-    "Dropout between layers."
-
-    learning_rate: float | None = None
-    "Adam's learning rate."
-
-    weight_decay: float | None = None
-    "Adam's weight decay."
-
-    epochs: int = 500
-    "At most so many epochs."
-
-    patience: int = 50
-    "Stop after so many epochs without a validation score that reaches the best."
-
-    watch_every: int = 0
-    "Record agreement with the teacher per band every so many epochs; 0: never."
-
-    def resolved(self, task: GraphTask) -> "DistillConfig":
-        """The same with every open field filled for this task."""
-        row = OWN if self.method == "structkd" else recipe_of(task, self.teacher)
-        return replace(
-            self,
-            label_weight=row.label_weight if self.label_weight is None else self.label_weight,
-            temperature=row.temperature if self.temperature is None else self.temperature,
-            layers=row.student_layers if self.layers is None else self.layers,
-            hidden=row.student_hidden if self.hidden is None else self.hidden,
-            dropout=row.student_dropout if self.dropout is None else self.dropout,
-            learning_rate=row.learning_rate if self.learning_rate is None else self.learning_rate,
-            weight_decay=row.weight_decay if self.weight_decay is None else self.weight_decay,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,50 +34,30 @@ class DistillResult:
     """What distillation gives.
 
     Attributes:
-        student: a torch module, x -> logits; weights of best validation.
+        student: a torch module, x -> logits, with x = inputs.whole(task); weights of best validation.
         history: one mapping per epoch: step, loss, valid, and band agreement where watched.
         metrics: valid, test (both at best validation), cos_low, cos_high, error_low, error_high, epochs, cpu_seconds;
             ind, tran, prod in the settings that define them.
         config: the resolved configuration.
+        input_class: graph_free, precomputed or graph_at_inference.
         run: the run folder, when one was given.
         target: what taught the student; the default method says which candidate validation chose.
+        inputs: what the student reads of a task: its features, or features prepared from the graph.
     """
 
-    student: Mlp
+    student: nn.Module
     history: tuple[Mapping[str, float], ...]
     metrics: dict[str, float]
     config: DistillConfig
     input_class: str = "graph_free"
     run: Run | None = None
     target: str = "teacher"
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the method table: which teacher terms it adds, and what its student reads at inference.
-
-    `chosen`: its target is picked on validation among spectral responses and a committee (`targets`), labels included.
-    """
-
-    low: Callable[[GraphTask], SparseMatrix] | None = None
-    high: bool = False
-    chosen: bool = False
-    input_class: str = "graph_free"
-
-
-METHODS: dict[str, Method] = {
-    "mlp": Method(),
-    "glnn": Method(low=node_weights),
-    "lfd": Method(low=neighbour_weights),
-    "hfd": Method(high=True),
-    "ff-g2m": Method(low=neighbour_weights, high=True),
-    "structkd": Method(low=node_weights, chosen=True),
-}
+    inputs: Inputs = RAW
 
 
 def distill(
     task: GraphTask,
-    teacher: NodeScores | Logits | None,
+    teacher: NodeScores | Logits | Teacher | None,
     config: DistillConfig | None = None,
     seed: int | None = None,
     run: Run | None = None,
@@ -147,12 +65,10 @@ def distill(
     """Train a student by lambda CE(labels) + (1 - lambda) (teacher terms); the only reported test figure is the one
     at best validation.
 
-    mlp: CE. glnn: KL(t_i || s_i) (Zhang et al., ICLR 2022). lfd, hfd, ff-g2m: Wu et al., AAAI 2023, eq. 8, 10, 11.
-    structkd: glnn's term towards a target chosen on validation (see `targets`), the training labels put in.
-
     Args:
         task: the problem; only `task.observed` reaches training.
-        teacher: logits of the observed nodes; for plain mlp they serve the band metrics only and may be None.
+        teacher: logits of the observed nodes, cached or as a tensor, or the trained teacher itself, which some
+            methods look into; for plain mlp they serve the band metrics only and may be None.
 
     Raises:
         UsageError: an unknown method, or no teacher for a method that needs one.
@@ -160,40 +76,34 @@ def distill(
     """
     config = (config or DistillConfig()).resolved(task)
     seed = task.seed if seed is None else seed
-    if config.method not in METHODS:
-        raise UsageError(f"method {config.method!r}: expected one of {', '.join(METHODS)}.")
-    logits = teacher_logits(task, teacher)
-    seen = task.observed
-    student = _student(seen, config, seed)
-    target, teaching, started = "teacher", logits, time.process_time()
-    if METHODS[config.method].chosen and logits is not None:
-        best = choose_target(seen, logits, seed)
-        target, teaching = best.name, clamped(seen, best.probabilities).clamp_min(1e-12).log()
+    method = _method(config.method)
+    logits, seen, started = teacher_logits(task, teacher), task.observed, time.process_time()
+    lesson = Lesson(seen, logits, config, seed, teacher if isinstance(teacher, Teacher) else None)
+    check_needs(method, lesson)
+    teaching = method.teach(lesson)
+    x = teaching.inputs.seen(seen)
     preparing = time.process_time() - started
-    loss_of = loss_function(seen, teaching, student, config)
-    valid_rows = torch.nonzero(seen.valid).flatten()
-    valid_x, valid_labels = rows_of(seen.x, valid_rows), seen.y[valid_rows]
-    everyone = torch.ones(len(valid_rows), dtype=torch.bool)
-
-    def validate() -> tuple[float, float]:
-        out = student(valid_x)
-        return metric_of(out, valid_labels, everyone, seen.metric), float(cross_entropy(out, valid_labels))
-
-    watch = _watcher(seen, student, logits, config.watch_every)
-    result = fit(student, loss_of, validate, _fit_config(config), seed, watch)
-    metrics = _metrics(task, student, logits, result)
+    watch = _watcher(seen, teaching.student, x, logits, config.watch_every)
+    trained = teaching.student if teaching.also is None else nn.ModuleList([teaching.student, teaching.also])
+    validate = _validation(seen, teaching.student, x)
+    result = fit(trained, teaching.loss_of, validate, _fit_config(config), seed, watch, teaching.groups)
+    metrics = _metrics(task, teaching, logits, result)
     metrics["cpu_seconds"] += preparing
     if run is not None:
         for line in result.history:
             run.log(**line)
         run.finish(metrics)
-    return DistillResult(student, result.history, metrics, config, METHODS[config.method].input_class, run, target)
+    return DistillResult(
+        teaching.student, result.history, metrics, config, method.input_class, run, teaching.target, teaching.inputs
+    )
 
 
-def teacher_logits(task: GraphTask, teacher: NodeScores | Logits | None) -> Tensor | None:
+def teacher_logits(task: GraphTask, teacher: NodeScores | Logits | Teacher | None) -> Tensor | None:
     """The teacher's logits of the observed nodes as a tensor, checked against the graph."""
     if teacher is None:
         return None
+    if isinstance(teacher, Teacher):
+        return teacher.logits(task.observed)
     if isinstance(teacher, Tensor):
         expected = (task.observed.num_nodes, task.classes)
         if tuple(teacher.shape) != expected:
@@ -203,63 +113,46 @@ def teacher_logits(task: GraphTask, teacher: NodeScores | Logits | None) -> Tens
     return torch.from_numpy(np.array(teacher.logits, dtype=np.float32))
 
 
-def loss_function(
-    seen: GraphTask, logits: Tensor | None, student: Mlp, config: DistillConfig
-) -> Callable[[int], Tensor]:
-    """epoch -> loss of a method; teacher sides are prepared here, once."""
-    method = METHODS[config.method]
-    train_rows = torch.nonzero(seen.train).flatten()
-    labels = seen.y[train_rows]
-    if method.low is None and not method.high:
-        train_x = rows_of(seen.x, train_rows)  # labels alone need no other row
-        return lambda _: cross_entropy(student(train_x), labels)
-    if logits is None:
-        raise UsageError(f"method {config.method} needs teacher scores; only mlp does without.")
-    terms = _teacher_terms(seen, logits, method, config)
-    weight = given(config.label_weight)
-
-    def loss_of(_: int) -> Tensor:
-        out = student(seen.x)
-        loss = (1 - weight) * torch.stack([term(out) for term in terms]).sum()
-        return loss + weight * cross_entropy(out[train_rows], labels) if weight else loss
-
-    return loss_of
-
-
-def _teacher_terms(
-    seen: GraphTask, logits: Tensor, method: Method, config: DistillConfig
-) -> list[Callable[[Tensor], Tensor]]:
-    terms: list[Callable[[Tensor], Tensor]] = []
-    if method.low is not None:
-        low: SoftTargets = soft_targets(logits, method.low(seen))
-        terms.append(lambda out: low_frequency(out, low))
-    if method.high:
-        high = difference_targets(logits, seen.edge_index, given(config.temperature))
-        terms.append(lambda out: high_frequency(out, high))
-    return terms
-
-
-def rows_of(x: Features, rows: Tensor) -> Features:
-    """Some rows of dense or sparse features."""
-    return x.rows(rows) if isinstance(x, SparseMatrix) else x[rows]
+def check_needs(method: Method, lesson: Lesson) -> None:
+    """UsageError when the method needs more of the teacher than there is."""
+    name = lesson.config.method
+    if method.needs != "nothing" and lesson.logits is None:
+        raise UsageError(f"method {name} needs teacher scores; only mlp does without.")
+    if method.needs == "model" and lesson.teacher is None:
+        raise UsageError(
+            f"method {name} looks inside the teacher, and logits alone were given; pass the trained teacher "
+            "(--weights DIR of `structkd graph teach`), or take a method that needs logits alone, as ff-g2m."
+        )
 
 
 @torch.no_grad()
-def predict(student: Mlp, x: Features) -> Logits:
+def predict(student: nn.Module, x: Features) -> Logits:
     """The student's logits in eval mode."""
     student.eval()
     out: Tensor = student(x)
     return out
 
 
-def _student(seen: GraphTask, config: DistillConfig, seed: int) -> Mlp:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Mlp(seen.num_features, given(config.hidden), seen.classes, given(config.layers), given(config.dropout))
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise UsageError(f"method {name!r}: expected one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def _validation(seen: GraphTask, student: nn.Module, x: Features) -> Callable[[], tuple[float, float]]:
+    rows = torch.nonzero(seen.valid).flatten()
+    mine, labels = rows_of(x, rows), seen.y[rows]
+    everyone = torch.ones(len(rows), dtype=torch.bool)
+
+    def validate() -> tuple[float, float]:
+        out = student(mine)
+        return metric_of(out, labels, everyone, seen.metric), float(cross_entropy(out, labels))
+
+    return validate
 
 
 def _watcher(
-    seen: GraphTask, student: Mlp, logits: Tensor | None, every: int
+    seen: GraphTask, student: nn.Module, x: Features, logits: Tensor | None, every: int
 ) -> Callable[[int], dict[str, float]] | None:
     if not every or logits is None:
         return None
@@ -268,13 +161,13 @@ def _watcher(
     def watch(epoch: int) -> dict[str, float]:
         if epoch != 1 and epoch % every:
             return {}
-        return band_agreement(seen, student(seen.x).softmax(dim=1), wanted)
+        return band_agreement(seen, student(x).softmax(dim=1), wanted)
 
     return watch
 
 
-def _metrics(task: GraphTask, student: Mlp, logits: Tensor | None, result: Fit) -> dict[str, float]:
-    mine = predict(student, task.x)
+def _metrics(task: GraphTask, teaching: Teaching, logits: Tensor | None, result: Fit) -> dict[str, float]:
+    mine = predict(teaching.student, teaching.inputs.whole(task))
     out = {"valid": result.valid, **report(task, mine)}
     if logits is not None:
         observed = mine[task.observed_rows].softmax(dim=1)
@@ -284,8 +177,3 @@ def _metrics(task: GraphTask, student: Mlp, logits: Tensor | None, result: Fit) 
 
 def _fit_config(config: DistillConfig) -> FitConfig:
     return FitConfig(given(config.learning_rate), given(config.weight_decay), config.epochs, config.patience)
-
-
-def config_fields(config: DistillConfig) -> dict[str, Any]:
-    """The fields as plain values, for fingerprints."""
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}

@@ -95,3 +95,13 @@ def recipe(dataset: str, split: str, teacher: str) -> Recipe:
     if split == "cpf" and teacher == "sage" and name in CPF_SAGE:
         return CPF_SAGE[name]
     return FF_G2M.get((name, teacher)) or FF_G2M.get((name, "gcn")) or DEFAULT
+
+
+def student_recipe(method: str, dataset: str, split: str, teacher: str) -> Recipe:
+    """The row that a method's student is trained with."""
+    return OWN if method == "structkd" else recipe(dataset, split, teacher)
+
+
+def own_options(method: str, dataset: str, teacher: str) -> dict[str, float]:
+    """The method's own parameters and their published values or defaults; empty for a method without any."""
+    return {}

@@ -1,6 +1,7 @@
 """Saved teachers and students: a folder with model.json and weights.npz, read without running any code of it."""
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from structkd.files import atomic_path, read_json, write_json
 from structkd.graph.data import GraphTask
 from structkd.graph.distillation import DistillConfig, config_fields, predict
 from structkd.graph.evaluate import report
-from structkd.graph.models import Mlp
+from structkd.graph.inputs import RAW, Inputs, build_inputs
+from structkd.graph.students import build, describe
 from structkd.graph.teacher import Teacher, TeacherConfig
 
 _DESCRIPTION, _WEIGHTS = "model.json", "weights.npz"
+_INPUTS = "inputs/"
+_NONE: Mapping[str, torch.Tensor] = {}
 
 
 def save_teacher(teacher: Teacher, folder: str | Path) -> None:
@@ -40,20 +44,30 @@ def load_teacher(folder: str | Path, task: GraphTask) -> Teacher:
     return Teacher(model, config, value["seed"], value["split_fingerprint"], value["metrics"])
 
 
-def save_student(student: Mlp, config: DistillConfig, folder: str | Path) -> None:
-    """Write a student."""
-    _save(Path(folder), student, {
-        "kind": "student", "config": config_fields(config), "widths": student.widths, "dropout": student.dropout,
-    })  # fmt: skip
+def save_student(student: nn.Module, config: DistillConfig, folder: str | Path, inputs: Inputs = RAW) -> None:
+    """Write a student, and what it reads of a task.
+
+    Raises:
+        DataError: a module of a kind that could not be read back.
+    """
+    value = {"kind": "student", "config": config_fields(config), **describe(student)}
+    extra = {f"{_INPUTS}{name}": array for name, array in inputs.arrays().items()}
+    _save(Path(folder), student, value | {"inputs": inputs.kind, "inputs_fields": inputs.fields()}, extra)
 
 
-def load_student(folder: str | Path) -> Mlp:
+def load_student(folder: str | Path) -> nn.Module:
     """A saved student; DataError when the folder holds none."""
-    value, weights = _load(Path(folder), "student")
-    inputs, *inner, classes = value["widths"]
-    student = Mlp(inputs, inner[0] if inner else 1, classes, len(inner) + 1, value["dropout"])
+    return load_student_and_inputs(folder)[0]
+
+
+def load_student_and_inputs(folder: str | Path) -> tuple[nn.Module, Inputs]:
+    """A saved student and what it reads of a task; DataError when the folder holds none."""
+    value, arrays = _load(Path(folder), "student")
+    student = build(value)
+    weights = {name: array for name, array in arrays.items() if not name.startswith(_INPUTS)}
+    extra = {name.removeprefix(_INPUTS): array for name, array in arrays.items() if name.startswith(_INPUTS)}
     _fill(student, weights, folder, f"its own description {value['widths']}")
-    return student.eval()
+    return student.eval(), build_inputs(value.get("inputs", RAW.kind), value.get("inputs_fields", {}), extra)
 
 
 def evaluate_saved(folder: str | Path, task: GraphTask) -> dict[str, float]:
@@ -62,23 +76,25 @@ def evaluate_saved(folder: str | Path, task: GraphTask) -> dict[str, float]:
     Raises:
         DataError: no model there, or it does not fit the task.
     """
-    kind = read_json(Path(folder) / _DESCRIPTION).get("kind")
-    if kind == "teacher":
+    value = read_json(Path(folder) / _DESCRIPTION)
+    if value.get("kind") == "teacher":
         return report(task, load_teacher(folder, task).logits(task))
-    student = load_student(folder)
-    found = student.widths[0], student.widths[-1]
-    if found != (task.num_features, task.classes):
+    student, inputs = load_student_and_inputs(folder)
+    x = inputs.whole(task)
+    found = value["widths"][0], value["widths"][-1]
+    if found != (x.shape[1], task.classes):
         raise DataError(
             f"{folder}: a student of {found[0]} features and {found[1]} classes; {task.name} has "
-            f"{task.num_features} and {task.classes}. Was it distilled on another dataset?"
+            f"{x.shape[1]} and {task.classes}. Was it distilled on another dataset?"
         )
-    return report(task, predict(student, task.x))
+    return report(task, predict(student, x))
 
 
-def _save(folder: Path, model: nn.Module, value: dict[str, Any]) -> None:
+def _save(folder: Path, model: nn.Module, value: dict[str, Any], extra: Mapping[str, torch.Tensor] = _NONE) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    arrays = {**model.state_dict(), **extra}
     with atomic_path(folder / _WEIGHTS) as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, **{name: weight.numpy() for name, weight in model.state_dict().items()})
+        np.savez(handle, **{name: array.numpy() for name, array in arrays.items()})
     write_json(folder / _DESCRIPTION, value)
 
 

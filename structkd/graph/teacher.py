@@ -14,7 +14,7 @@ from structkd.errors import DataError, TeacherMismatchError
 from structkd.graph.data import GraphTask
 from structkd.graph.evaluate import metric_of, report
 from structkd.graph.models import build_teacher
-from structkd.graph.published import Recipe, given, recipe
+from structkd.graph.published import given, recipe
 from structkd.graph.train import Fit, FitConfig, Selection, fit
 
 
@@ -193,8 +193,3 @@ def _fit_config(config: TeacherConfig) -> FitConfig:
     return FitConfig(
         given(config.learning_rate), given(config.weight_decay), config.epochs, config.patience, config.select
     )
-
-
-def recipe_of(task: GraphTask, teacher: str) -> Recipe:
-    """The published row or default that applies to this task."""
-    return recipe(task.name, task.split, teacher)

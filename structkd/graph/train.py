@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ def fit(
     config: FitConfig,
     seed: int,
     watch: Callable[[int], Mapping[str, float]] | None = None,
+    groups: Sequence[Mapping[str, Any]] | None = None,
 ) -> Fit:
     """Train in place until validation has not reached its best for `patience` epochs; load the best weights.
 
@@ -55,11 +56,13 @@ def fit(
         validate: validation metric and cross-entropy, called in eval mode without gradient; config.select says which
             of the two decides the best epoch.
         watch: epoch -> further curve values, called in eval mode without gradient.
+        groups: parameter groups with settings of their own; None: all parameters alike.
 
     Raises:
         DataError: the loss is not a finite number.
     """
-    optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    parameters = model.parameters() if groups is None else [dict(group) for group in groups]
+    optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     best_epoch, best, reported = 0, float("-inf"), 0.0
     weights, history = copy.deepcopy(model.state_dict()), []
     started = time.process_time()

@@ -11,9 +11,11 @@ from torch.nn.functional import cross_entropy
 
 from structkd import graph, scores
 from structkd.errors import DataError, TeacherMismatchError, UsageError
-from structkd.graph.distillation import loss_function, predict
+from structkd.graph.distillation import predict
 from structkd.graph.evaluate import accuracy, report, roc_auc
 from structkd.graph.latency import NeighbourhoodTeacher
+from structkd.graph.lesson import Lesson
+from structkd.graph.methods import METHODS
 from structkd.graph.published import FF_G2M, recipe
 from structkd.graph.storage import evaluate_saved, load_student, load_teacher, save_student, save_teacher
 
@@ -42,7 +44,8 @@ def store(task, teacher, tmp_path) -> scores.NodeScores:
 def test_each_method_is_its_published_formula(task, teacher, method):
     logits = teacher.logits(task)
     config = replace(STUDENT, method=method, label_weight=0.3, temperature=1.4).resolved(task)
-    student = graph.distill(task, logits, replace(config, epochs=1)).student.eval()
+    teaching = METHODS[method].teach(Lesson(task.observed, logits, config, 0))
+    student = teaching.student.eval()
     z, rows = predict(student, task.x).double(), logits.double()
     edges = [(int(i), int(j)) for i, j in task.edge_index.T]
     labels = float(cross_entropy(z[task.train], task.y[task.train]))
@@ -53,7 +56,7 @@ def test_each_method_is_its_published_formula(task, teacher, method):
     }
     parts["ff-g2m"] = lambda: parts["lfd"]() + parts["hfd"]()
     expected = labels if method == "mlp" else 0.3 * labels + 0.7 * parts[method]()
-    loss = loss_function(task.observed, logits, student, config)(1).detach()
+    loss = teaching.loss_of(1).detach()
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 

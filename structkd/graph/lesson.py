@@ -1,0 +1,138 @@
+"""What a method is given and what it hands back: the shapes between `distill` and the methods.
+
+A method is a function Lesson -> Teaching. The lesson holds the observed view of the task and nothing else of it, so
+no method can read a hidden node, a hidden edge or a test label; the task as a whole is met again only when the
+finished student is judged.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from structkd.graph.config import DistillConfig
+from structkd.graph.data import Features, GraphTask
+from structkd.graph.inputs import RAW, Inputs
+from structkd.graph.losses import low_frequency, soft_targets
+from structkd.graph.models import Mlp
+from structkd.graph.published import given
+from structkd.graph.sparse import SparseMatrix
+from structkd.graph.teacher import Teacher
+
+Logits = Float[Tensor, "nodes classes"]
+Term = Callable[[Tensor, int], Tensor]
+"(student's logits of every observed node, epoch) -> one loss"
+
+Weights = Callable[[int], SparseMatrix]
+"epoch -> weights [student nodes, teacher nodes] of an edge divergence"
+
+InputClass = Literal["graph_free", "precomputed", "graph_at_inference"]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What a method may read: the observed task, the teacher's logits on it, the resolved configuration, a seed.
+
+    Attributes:
+        teacher: the trained model itself, for methods that look inside it; None when only its logits are known.
+    """
+
+    seen: GraphTask
+    logits: Logits | None
+    config: DistillConfig
+    seed: int
+    teacher: Teacher | None = None
+
+    def student(self, inputs: int | None = None) -> Mlp:
+        """A new MLP of the configured depth and width, drawn from the seed."""
+        width, config = self.seen.num_features if inputs is None else inputs, self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return Mlp(width, given(config.hidden), self.seen.classes, given(config.layers), given(config.dropout))
+
+    def generator(self, purpose: int) -> torch.Generator:
+        """A random stream of its own for each purpose of a method."""
+        return torch.Generator().manual_seed(self.seed * 1009 + purpose)
+
+    @property
+    def train_rows(self) -> Int[Tensor, " train"]:
+        """Rows of the observed task whose labels may teach."""
+        return torch.nonzero(self.seen.train).flatten()
+
+
+@dataclass(frozen=True, eq=False)
+class Teaching:
+    """A student and its loss.
+
+    Attributes:
+        student: a torch module, x -> logits.
+        loss_of: epoch -> loss, called in train mode.
+        inputs: what the student reads of a task; its features, unless the method says otherwise.
+        also: modules that are trained with it and then dropped.
+        groups: parameter groups for the optimiser, None for one group of everything.
+        target: what teaches, in words, where that is chosen.
+    """
+
+    student: nn.Module
+    loss_of: Callable[[int], Tensor]
+    inputs: Inputs = RAW
+    also: nn.Module | None = None
+    groups: Sequence[Mapping[str, Any]] | None = None
+    target: str = "teacher"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the method table.
+
+    Attributes:
+        teach: prepares the teacher's side and the student.
+        needs: what of the teacher it reads: nothing, its logits, or the trained model itself.
+        input_class: what its student reads at inference.
+        chosen: its target is picked on validation.
+    """
+
+    teach: Callable[[Lesson], Teaching]
+    needs: Literal["nothing", "logits", "model"] = "logits"
+    input_class: InputClass = "graph_free"
+    chosen: bool = False
+
+
+def taught_by(lesson: Lesson, student: nn.Module, x: Features, terms: Sequence[Term]) -> Callable[[int], Tensor]:
+    """epoch -> lambda CE(labels) + (1 - lambda) sum of the teacher's terms, all from one pass over all nodes."""
+    rows = lesson.train_rows
+    labels, weight = lesson.seen.y[rows], given(lesson.config.label_weight)
+
+    def loss_of(epoch: int) -> Tensor:
+        out = student(x)
+        loss = (1 - weight) * torch.stack([term(out, epoch) for term in terms]).sum()
+        return loss + weight * cross_entropy(out[rows], labels) if weight else loss
+
+    return loss_of
+
+
+def edge_divergence(logits: Logits, weights: Weights, temperature: float = 1.0) -> Term:
+    """sum_ij w_ij KL(t_j || s_i) with the weights of each epoch; targets are made anew only when those change."""
+    kept: list[Any] = [None, None]
+
+    def term(out: Tensor, epoch: int) -> Tensor:
+        matrix = weights(epoch)
+        if kept[0] is not matrix:
+            kept[:] = matrix, soft_targets(logits, matrix, temperature)
+        return low_frequency(out, kept[1])
+
+    return term
+
+
+@torch.no_grad()
+def answers(student: nn.Module, x: Features) -> Logits:
+    """The student's logits in eval mode; its mode is left as it was."""
+    training = student.training
+    student.eval()
+    out: Tensor = student(x)
+    student.train(training)
+    return out

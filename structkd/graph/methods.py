@@ -1,0 +1,83 @@
+"""METHODS: every way to teach a student, one row each. A row is a small function from a lesson to a student's loss.
+
+Weighted edge divergences sum_ij w_ij KL(t_j || s_i) all go through `edge_divergence`; they differ in their weights.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from structkd.graph.data import GraphTask, rows_of
+from structkd.graph.lesson import Lesson, Method, Teaching, Term, edge_divergence, taught_by
+from structkd.graph.losses import difference_targets, high_frequency, neighbour_weights, node_weights
+from structkd.graph.published import given
+from structkd.graph.sparse import SparseMatrix
+from structkd.graph.targets import choose_target, clamped
+
+
+def labels_alone(lesson: Lesson) -> Teaching:
+    """Cross-entropy on training labels; no other row is touched."""
+    student, rows = lesson.student(), lesson.train_rows
+    x, labels = rows_of(lesson.seen.x, rows), lesson.seen.y[rows]
+    return Teaching(student, lambda _: cross_entropy(student(x), labels))
+
+
+def own_node(lesson: Lesson) -> Teaching:
+    """Mean over nodes of KL(t_i || s_i) (GLNN; Zhang et al., ICLR 2022, eq. 1)."""
+    return _taught(lesson, _low(lesson, node_weights))
+
+
+def neighbours(lesson: Lesson) -> Teaching:
+    """Mean over edges and nodes of KL(t_j || s_i) (LFD; Wu et al., AAAI 2023, eq. 8)."""
+    return _taught(lesson, _low(lesson, neighbour_weights))
+
+
+def differences(lesson: Lesson) -> Teaching:
+    """Mean over edges of KL(softmax|h_i - h_j|/tau || softmax|z_i - z_j|/tau) (HFD; Wu et al., eq. 10)."""
+    return _taught(lesson, _high(lesson))
+
+
+def both_bands(lesson: Lesson) -> Teaching:
+    """LFD + HFD (FF-G2M; Wu et al., AAAI 2023, eq. 11)."""
+    return _taught(lesson, _low(lesson, neighbour_weights), _high(lesson))
+
+
+def chosen_target(lesson: Lesson) -> Teaching:
+    """GLNN's term towards the target that validation chose, training labels put in (see `targets`)."""
+    best = choose_target(lesson.seen, given(lesson.logits), lesson.seed)
+    wanted = clamped(lesson.seen, best.probabilities).clamp_min(1e-12).log()
+    weights = node_weights(lesson.seen)
+    student = lesson.student()
+    loss_of = taught_by(lesson, student, lesson.seen.x, [edge_divergence(wanted, lambda _: weights)])
+    return Teaching(student, loss_of, target=best.name)
+
+
+def _taught(lesson: Lesson, *terms: Term) -> Teaching:
+    student = lesson.student()
+    return Teaching(student, taught_by(lesson, student, lesson.seen.x, terms))
+
+
+def _low(lesson: Lesson, weights_of: Callable[[GraphTask], SparseMatrix]) -> Term:
+    weights = weights_of(lesson.seen)
+    return edge_divergence(given(lesson.logits), lambda _: weights)
+
+
+def _high(lesson: Lesson) -> Term:
+    targets = difference_targets(given(lesson.logits), lesson.seen.edge_index, given(lesson.config.temperature))
+
+    def term(out: Tensor, _: int) -> Tensor:
+        return high_frequency(out, targets)
+
+    return term
+
+
+METHODS: dict[str, Method] = {
+    "mlp": Method(labels_alone, needs="nothing"),
+    "glnn": Method(own_node),
+    "lfd": Method(neighbours),
+    "hfd": Method(differences),
+    "ff-g2m": Method(both_bands),
+    "structkd": Method(chosen_target, chosen=True),
+}
+"Name on the command line -> method."
