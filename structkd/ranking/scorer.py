@@ -6,6 +6,7 @@ writes a folder that the library of its architecture loads with equal scores. On
 `cross_encoder`, `multi_vector`, `prett`, `static`, `tk`.
 """
 
+import json
 import math
 import os
 import shutil
@@ -37,10 +38,12 @@ class NeuralScorer(nn.Module, ABC):
         bounded: whether scores lie in [-1, 1] (cosine, or a model that normalises its vectors).
         name: what the spec calls it.
         encoded: how many sequences went through the encoder so far.
+        recompute: whether training keeps outputs only and runs each batch again for its gradient (`tokens.Pieces`).
     """
 
     kind: str
     learning_rate = 1e-4
+    recompute = False
     name: str
     encoded: int
 
@@ -136,6 +139,26 @@ def check_folder(path: str) -> None:
     known = any((folder / name).is_file() for name in ("config.json", "modules.json"))
     if (folder.is_absolute() or folder.exists() or path.startswith(".")) and not known:
         raise DataError(f"{path}: holds no model; expected a folder with config.json or modules.json, or a hub id.")
+
+
+def saved_as(path: str | Path) -> str | None:
+    """The class that a folder is of: SentenceTransformer, CrossEncoder, MultiVectorEncoder; None: nothing says so."""
+    folder = Path(path)
+    described = folder / "config_sentence_transformers.json"
+    if described.is_file():
+        kind = json.loads(described.read_text(encoding="utf-8")).get("model_type")
+        if kind is not None:
+            return "MultiVectorEncoder" if kind == "ColBERT" else str(kind)
+    if (folder / "modules.json").is_file():
+        return "SentenceTransformer"
+    if not (folder / "config.json").is_file():
+        return None
+    architecture = str(
+        (json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""])[0]
+    )
+    if architecture == "HF_ColBERT":
+        return "MultiVectorEncoder"
+    return "CrossEncoder" if architecture.endswith("ForSequenceClassification") else None
 
 
 def name_of(source: object, model: nn.Module) -> str:

@@ -1,16 +1,29 @@
 """The students by name: a fresh one to train, or the one that a folder holds."""
 
-import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from structkd.errors import DataError, UsageError
+from structkd.files import read_json
 from structkd.ids import Texts
 from structkd.ranking.bi_encoder import BiScorer
 from structkd.ranking.cross_encoder import CrossScorer
-from structkd.ranking.scorer import NeuralScorer
+from structkd.ranking.multi_vector import MultiVectorScorer, Variant
+from structkd.ranking.scorer import NeuralScorer, saved_as
 from structkd.ranking.static import StaticScorer
 from structkd.ranking.tk import TkConfig, TkModel, TkScorer
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What `student` was asked for."""
+
+    init: str | Path | None
+    documents: Texts | None
+    max_length: int | None
+    variant: Variant
+    seed: int
 
 
 def student(
@@ -19,15 +32,17 @@ def student(
     *,
     documents: Texts | None = None,
     max_length: int | None = None,
+    variant: Variant = "stanford",
     seed: int = 0,
 ) -> NeuralScorer:
     """A student of one of the kinds that `STUDENTS` names.
 
     Args:
-        kind: `dot`, `cat`, `static`, `tk`.
+        kind: `dot`, `colbert`, `prett`, `tk`, `cat`, `static`.
         init: starting weights, a folder or hub id; `static` and `tk` need none.
         documents: what an untrained `static` or `tk` learns its vocabulary from.
-        max_length: longest text (pair for `cat`) in tokens; the model's own by default.
+        max_length: longest text (pair for `cat`, document for the others) in tokens; the model's own by default.
+        variant: of `colbert`: stanford (128 numbers, normalised) or matchmaker (768, not normalised).
         seed: of fresh weights.
 
     Raises:
@@ -35,76 +50,84 @@ def student(
     """
     if kind not in STUDENTS:
         raise UsageError(f"student {kind!r} is unknown; expected one of {', '.join(STUDENTS)}.")
-    return STUDENTS[kind](init, documents, max_length, seed)
+    return STUDENTS[kind](_Wish(init, documents, max_length, variant, seed))
 
 
-def _student_dot(init: str | Path | None, documents: Texts | None, max_length: int | None, seed: int) -> NeuralScorer:
-    return BiScorer(_needed(init, "dot"), query_length=max_length, document_length=max_length)
+def _dot(wish: _Wish) -> NeuralScorer:
+    return BiScorer(_needed(wish.init, "dot"), query_length=wish.max_length, document_length=wish.max_length)
 
 
-def _student_cat(init: str | Path | None, documents: Texts | None, max_length: int | None, seed: int) -> NeuralScorer:
-    return CrossScorer(_needed(init, "cat"), max_length=max_length, seed=seed)
+def _colbert(wish: _Wish) -> NeuralScorer:
+    init = _needed(wish.init, "colbert")
+    return MultiVectorScorer(init, variant=wish.variant, document_length=wish.max_length, seed=wish.seed)
 
 
-def _student_static(
-    init: str | Path | None, documents: Texts | None, max_length: int | None, seed: int
-) -> NeuralScorer:
-    if init is not None:
-        return StaticScorer(init, query_length=max_length, document_length=max_length)
-    if documents is None:
+def _cat(wish: _Wish) -> NeuralScorer:
+    return CrossScorer(_needed(wish.init, "cat"), max_length=wish.max_length, seed=wish.seed)
+
+
+def _static(wish: _Wish) -> NeuralScorer:
+    if wish.init is not None:
+        return StaticScorer(wish.init, query_length=wish.max_length, document_length=wish.max_length)
+    if wish.documents is None:
         raise UsageError("student 'static' without starting weights needs documents to learn its tokenizer from.")
-    return StaticScorer.fresh(documents, seed=seed)
+    return StaticScorer.fresh(wish.documents, seed=wish.seed)
 
 
-def _student_tk(init: str | Path | None, documents: Texts | None, max_length: int | None, seed: int) -> NeuralScorer:
-    if init is not None:
-        return TkScorer(TkModel.load(init), name=Path(init).name)
-    if documents is None:
+def _tk(wish: _Wish) -> NeuralScorer:
+    if wish.init is not None:
+        return TkScorer.open(wish.init)
+    if wish.documents is None:
         raise UsageError("student 'tk' without starting weights needs documents to count its vocabulary in.")
-    config = TkConfig() if max_length is None else TkConfig(document_length=max_length)
-    return TkScorer(TkModel.fresh(documents, config, seed=seed))
+    config = TkConfig() if wish.max_length is None else TkConfig(document_length=wish.max_length)
+    return TkScorer(TkModel.fresh(wish.documents, config, seed=wish.seed))
 
 
-STUDENTS: dict[str, Callable[[str | Path | None, Texts | None, int | None, int], NeuralScorer]] = {
-    "dot": _student_dot,
-    "cat": _student_cat,
-    "static": _student_static,
-    "tk": _student_tk,
+STUDENTS: dict[str, Callable[[_Wish], NeuralScorer]] = {
+    "dot": _dot,
+    "colbert": _colbert,
+    "tk": _tk,
+    "cat": _cat,
+    "static": _static,
 }
 
 
-def open_scorer(folder: str | Path) -> NeuralScorer:
-    """The scorer that a folder (or hub id) holds: a CrossEncoder or a SentenceTransformer.
+def load_student(folder: str | Path) -> NeuralScorer:
+    """The scorer that a folder (or hub id) holds, of whatever architecture; a run folder stands for its student.
 
     Raises:
-        DataError: a local folder that holds neither.
+        DataError: a local folder that holds no model.
     """
     path = Path(folder)
     if path.is_dir():
-        if (path / "student" / "modules.json").is_file():  # the run folder of `ranking distill`
-            return open_scorer(path / "student")
+        for inner in ("student", "teacher"):  # the run folder of `ranking distill` or `ranking teach`
+            if any((path / inner / name).is_file() for name in ("modules.json", "structkd.json", "config.json")):
+                return load_student(path / inner)
         if not any((path / name).is_file() for name in ("modules.json", "config.json", "structkd.json")):
-            raise DataError(f"{path}: holds no model; expected modules.json or config.json there.")
+            raise DataError(f"{path}: holds no model; expected modules.json, config.json or structkd.json there.")
         if (path / "structkd.json").is_file():
-            return TkScorer(TkModel.load(path), name=path.name)
-        if _is_cross(path):
+            return _own(path)
+        kind = saved_as(path)
+        if kind == "CrossEncoder":
             return CrossScorer(path)
+        if kind == "MultiVectorEncoder":
+            return MultiVectorScorer(path)
     elif path.is_absolute() or str(folder).startswith("."):
         raise DataError(f"{path}: no such folder; expected a saved model.")
     return BiScorer(folder)
 
 
-def _is_cross(path: Path) -> bool:
-    """Whether a folder was saved by CrossEncoder (its modules or its architecture say so)."""
-    described = path / "config_sentence_transformers.json"
-    if described.is_file():
-        kind = json.loads(described.read_text(encoding="utf-8")).get("model_type")
-        if kind is not None:
-            return bool(kind == "CrossEncoder")
-    if (path / "modules.json").is_file():
-        return False
-    architectures = json.loads((path / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
-    return str(architectures[0]).endswith("ForSequenceClassification")
+def _own(path: Path) -> NeuralScorer:
+    """A model in our own format."""
+    described = read_json(path / "structkd.json")
+    kind = described.get("kind") if isinstance(described, dict) else None
+    if kind not in OWN_FORMATS:
+        raise DataError(f"{path / 'structkd.json'}: kind {kind!r}; expected one of {', '.join(OWN_FORMATS)}.")
+    return OWN_FORMATS[kind](path)
+
+
+OWN_FORMATS: dict[str, Callable[[Path], NeuralScorer]] = {"tk": TkScorer.open}
+"Kind that a folder's structkd.json names -> opener."
 
 
 def _needed(init: str | Path | None, kind: str) -> str:

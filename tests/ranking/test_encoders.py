@@ -184,7 +184,7 @@ def test_real_weights_give_sentence_transformers_own_scores(minilm: str, small: 
 
 
 def test_errors_name_what_is_wrong(tiny: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="student 'lstm' is unknown; expected one of dot, cat, static, tk"):
+    with pytest.raises(UsageError, match="student 'lstm' is unknown; expected one of dot, colbert, "):
         student("lstm", tiny)
     with pytest.raises(UsageError, match="needs starting weights"):
         student("dot")
