@@ -33,7 +33,9 @@ INSIDE = {
     "scores": [
         {"manifest", "_lookup", "sealed"},
         {"id_table", "parts", "snapshot", "remote"},  # a mirror checks the manifest
-        {"log", "merge", "statistics"},
+        {"shards", "log", "statistics"},
+        {"merge"},
+        {"compact_pairs", "compact_rows"},
         {"compaction"},
         {"bundle"},  # the published layout, which open() reads too
         {"pairs", "nodes"},

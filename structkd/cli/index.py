@@ -11,8 +11,11 @@ from structkd import index
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
 from structkd.index.base import LexicalIndex, VectorIndex
-from structkd.index.kinds import TEXT_KINDS, read_npy
-from structkd.index.storage import IndexManifest, open_stored, write_graph
+from structkd.index.blocks import read_npy
+from structkd.index.kinds import TEXT_KINDS
+from structkd.index.manifest import IndexManifest
+from structkd.index.neighbours import write_graph
+from structkd.index.storage import open_stored
 from structkd.progress import note
 from structkd.ranking.datasets import load
 from structkd.trec import Run, read_lines, write_run

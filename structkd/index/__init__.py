@@ -1,9 +1,11 @@
 """Exact and approximate vector search, text search, neighbour graphs: one call on CPU and GPU."""
 
-from structkd.index.base import LexicalIndex, TopK, VectorIndex
-from structkd.index.kinds import INDEXES, IndexOptions, build, build_multi, build_text, open, open_text, open_vectors
+from structkd.index.base import LexicalIndex, VectorIndex
+from structkd.index.choice import IndexOptions
+from structkd.index.kinds import INDEXES, build, build_multi, build_text, open, open_text, open_vectors
+from structkd.index.manifest import IndexManifest, verify
 from structkd.index.multivector import MultiVectorIndex
-from structkd.index.storage import IndexManifest, verify
+from structkd.index.topk import TopK
 
 __all__ = [
     "INDEXES",

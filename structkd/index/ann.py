@@ -7,7 +7,7 @@ places are invalid and never mapped to an id.
 
 import importlib.metadata
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,27 +16,16 @@ import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from structkd.errors import CorruptFileError, DataError, DeviceError, UsageError
-from structkd.ids import Ids
-from structkd.index.base import (
-    Metric,
-    Symmetric,
-    TopK,
-    Vectors,
-    check_k,
-    exact_scores,
-    excluded_rows,
-    neighbour_graph,
-    prepare_queries,
-    ranked,
-    resolve_device,
-    search_without,
-)
+from structkd.index.draft import Draft
 from structkd.index.flat import FlatIndex
-from structkd.index.storage import Draft, IndexManifest, Stored
+from structkd.index.manifest import IndexManifest
+from structkd.index.opened import OpenedVectors
+from structkd.index.storage import Stored
+from structkd.index.topk import TopK, ranked
+from structkd.index.vectors import exact_scores, resolve_device
 
 _DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cu13")
 _FACTOR = {"faiss-flat": 1, "ivf-sq8": 1, "ivf-pq": 4, "hnsw": 1}  # candidates scored exactly, per document asked for
@@ -58,23 +47,12 @@ class Trained:
     recall: dict[str, Any]
 
 
-class FaissIndex:
-    """Approximate nearest neighbours (exact for "faiss-flat").
-
-    Attributes:
-        kind: faiss-flat, ivf-sq8, ivf-pq or hnsw.
-        metric: cosine, ip or l2.
-        dim: dimensions.
-        manifest: what the folder says about the index, the measured recall among it.
-    """
+class FaissIndex(OpenedVectors):
+    """Approximate nearest neighbours: ivf-sq8, ivf-pq, hnsw; "faiss-flat" is exact."""
 
     def __init__(self, stored: Stored, device: str | torch.device = "auto") -> None:
         check_one_faiss()
-        self.manifest: IndexManifest = stored.manifest
-        self.kind: str = stored.manifest.kind
-        self.metric: Metric = stored.manifest.metric
-        self.dim: int = stored.manifest.dim or 0
-        self._stored = stored
+        super().__init__(stored)
         self._engine = _read(stored)
         self._apply(stored.manifest.parameters)
         self._resources: Any = None
@@ -83,50 +61,10 @@ class FaissIndex:
             self._resources = faiss.StandardGpuResources()  # must outlive the GPU copy
             self._on_gpu = faiss.index_cpu_to_gpu(self._resources, resolve_device("cuda").index or 0, self._engine)
 
-    def __len__(self) -> int:
-        return self.manifest.count
-
-    @property
-    def ids(self) -> Ids:
-        """Document ids in row order."""
-        return self._stored.ids
-
-    @property
-    def ties(self) -> NDArray[np.int64]:
-        """Tie rank of each row's id."""
-        return self._stored.ties
-
     @property
     def vectors(self) -> Tensor:
         """float32 [count, dim], memory-mapped."""
         return self._stored.vectors
-
-    def search(self, queries: Vectors, k: int = 10, *, exclude: Sequence[Sequence[str]] | None = None) -> TopK:
-        """The k best documents among those that the index looks at (`manifest.recall` says how many it misses).
-
-        Args:
-            queries: [queries, dim], any real type; normalised here under cosine.
-            k: list length; places that the index cannot fill are invalid (row -1).
-            exclude: per query, ids of documents that must not come; their places are filled with the next best.
-
-        Raises:
-            DataError: another dimension than the index, a value that is not finite, a zero query under cosine.
-            UsageError: k below 1.
-        """
-        check_k(k)
-        prepared = prepare_queries(queries, self.metric, self.dim)
-        if exclude is None:
-            return self._search(prepared, k)
-        banned = excluded_rows(exclude, self.ids, len(prepared))
-        return search_without(lambda fetch: self._search(prepared, fetch), banned, k, len(self))
-
-    def knn_graph(self, k: int, symmetric: Symmetric = "none", self_loops: bool = False) -> csr_array:
-        """The k nearest others found for every indexed vector, [count, count] CSR (see `neighbour_graph`)."""
-        rows = torch.arange(len(self)).unsqueeze(1)
-        loops = exact_scores(self.vectors, self.vectors, rows, self.metric)[:, 0].numpy() if self_loops else None
-        return neighbour_graph(
-            lambda start, stop: self._search(self.vectors[start:stop], k + 1), len(self), k, symmetric, loops
-        )
 
     def _search(self, queries: Tensor, k: int) -> TopK:
         starts = range(0, max(len(queries), 1), _QUERIES)

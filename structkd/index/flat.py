@@ -6,33 +6,20 @@ exists. The few survivors are scored once more in float64 (`exact_scores`), beca
 same pair depends on its place in the tile; a margin around the threshold covers that rounding: nothing is lost to it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from structkd.errors import DataError, DeviceError
-from structkd.ids import Ids
-from structkd.index.base import (
-    Metric,
-    Symmetric,
-    TopK,
-    Vectors,
-    check_k,
-    exact_scores,
-    excluded_rows,
-    neighbour_graph,
-    prepare_queries,
-    ranked,
-    resolve_device,
-    search_without,
-)
-from structkd.index.storage import IndexManifest, Stored
+from structkd.index.opened import OpenedVectors
+from structkd.index.storage import Stored
+from structkd.index.topk import TopK, ranked
+from structkd.index.vectors import exact_scores, resolve_device
 
 _TILE = {"cpu": 4096, "cuda": 65536}  # documents per product; on the CPU 256 x 4096 floats stay in the cache
 _QUERIES = {"cpu": 256, "cuda": 4096}
@@ -44,37 +31,12 @@ _UNIT = 2.0**-24  # unit roundoff of float32
 Settle = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows [queries, list] -> the exact k best: rows, scores
 
 
-class FlatIndex:
-    """Exact nearest neighbours.
-
-    Attributes:
-        kind: "flat".
-        metric: cosine, ip or l2.
-        dim: dimensions.
-        manifest: what the folder says about the index.
-    """
-
-    kind = "flat"
+class FlatIndex(OpenedVectors):
+    """Exact nearest neighbours, kind "flat": also where several documents share the k-th score."""
 
     def __init__(self, stored: Stored, device: str | torch.device = "auto") -> None:
-        self.manifest: IndexManifest = stored.manifest
-        self.metric: Metric = stored.manifest.metric
-        self.dim: int = stored.manifest.dim or 0
+        super().__init__(stored)
         self.device = resolve_device(device)
-        self._stored = stored
-
-    def __len__(self) -> int:
-        return self.manifest.count
-
-    @property
-    def ids(self) -> Ids:
-        """Document ids in row order."""
-        return self._stored.ids
-
-    @property
-    def ties(self) -> NDArray[np.int64]:
-        """Tie rank of each row's id."""
-        return self._stored.ties
 
     @cached_property
     def vectors(self) -> Float[Tensor, "count dim"]:
@@ -97,44 +59,6 @@ class FlatIndex:
     @property
     def _largest_norm(self) -> float:
         return float(self.manifest.parameters["largest_norm"])
-
-    def search(self, queries: Vectors, k: int = 10, *, exclude: Sequence[Sequence[str]] | None = None) -> TopK:
-        """The k documents with the largest score: inner product, cosine, or minus the squared distance (l2).
-
-        Args:
-            queries: [queries, dim], any real type; normalised here under cosine.
-            k: list length; places beyond the number of documents are invalid (row -1).
-            exclude: per query, ids of documents that must not come; their places are filled with the next best.
-
-        Returns:
-            TopK in the order of `structkd.ordering`, also where the k-th score is shared. Scores are computed in
-            float64 and rounded once, so they do not depend on the other queries, the tile or the device.
-
-        Raises:
-            DataError: another dimension than the index, a value that is not finite, a zero query under cosine.
-            UsageError: k below 1.
-            DeviceError: not even the smallest tile fits on the device.
-        """
-        check_k(k)
-        prepared = prepare_queries(queries, self.metric, self.dim)
-        if exclude is None:
-            return self._search(prepared, k)
-        banned = excluded_rows(exclude, self.ids, len(prepared))
-        return search_without(lambda fetch: self._search(prepared, fetch), banned, k, len(self))
-
-    def knn_graph(self, k: int, symmetric: Symmetric = "none", self_loops: bool = False) -> csr_array:
-        """The k nearest others of every indexed vector, [count, count] CSR of scores (see `neighbour_graph`)."""
-        rows = torch.arange(len(self)).unsqueeze(1)
-        loops = (
-            exact_scores(self._stored.vectors, self._stored.vectors, rows, self.metric)[:, 0] if self_loops else None
-        )
-        return neighbour_graph(
-            lambda start, stop: self._search(self._stored.vectors[start:stop], k + 1),
-            len(self),
-            k,
-            symmetric,
-            None if loops is None else loops.numpy(),
-        )
 
     def _search(self, queries: Float[Tensor, "queries dim"], k: int) -> TopK:
         size, found = _QUERIES[self.device.type], []

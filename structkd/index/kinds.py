@@ -5,61 +5,30 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 from weakref import finalize
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from structkd.errors import DataError, MissingExtraError, UsageError
 from structkd.ids import Ids, Texts
 from structkd.index import multivector
-from structkd.index.base import (
-    LexicalIndex,
-    Metric,
-    VectorIndex,
-    Vectors,
-    as_tensor,
-    check_dim,
-    check_metric,
-    prepare,
-    resolve_device,
-)
+from structkd.index.base import LexicalIndex, VectorIndex
+from structkd.index.blocks import blocks, cut, write_vectors
+from structkd.index.choice import FAISS_KINDS, IndexOptions, check_options, choose
+from structkd.index.draft import draft
 from structkd.index.flat import FlatIndex
+from structkd.index.manifest import IndexManifest
 from structkd.index.multivector import MultiVectorIndex
-from structkd.index.storage import Draft, IndexManifest, Stored, VectorWriter, draft, open_stored
+from structkd.index.storage import Stored, open_stored
+from structkd.index.vectors import Metric, Vectors, as_tensor, resolve_device
 from structkd.progress import note
 
-FLAT_LIMIT = 2_000_000  # above it, exact search is no longer the default
-INEXACT_FROM = 50_000  # below it, exact search is fast enough to need no approximation
 DEFAULT_RECALL = 0.95
-_BLOCK = 8192
-_ANN_KINDS = ("faiss-flat", "ivf-sq8", "ivf-pq", "hnsw")
 TEXT_KINDS = ("bm25",)
-
-
-@dataclass(frozen=True)
-class IndexOptions:
-    """How to build an index of vectors."""
-
-    kind: str = "auto"
-    "auto, flat, faiss-flat, ivf-sq8, ivf-pq or hnsw."
-
-    metric: str = "cosine"
-    "cosine (normalises inside), ip (inner product) or l2 (minus the squared distance)."
-
-    recall: float | None = None
-    "Recall@10 against exact search that an approximate kind should reach (0.95); `auto` may only be inexact with it."
-
-    memory: float | None = None
-    "Gigabytes that the index may take in memory when it is searched; only `auto` looks at it."
-
-    seed: int = 0
-    "Seed of the training sample and of the queries that recall is measured with."
 
 
 def build(
@@ -106,7 +75,7 @@ def build(
         began = time.perf_counter()
         target = draft(folder)
         names = None if ids is None else ids if isinstance(ids, Ids) else Ids(ids, "document id")
-        count, dim, largest = _write_vectors(target, _blocks(vectors), metric, names)
+        count, dim, largest = write_vectors(target, blocks(vectors), metric, names)
         corpus = target.ids(names, count)
         chosen, reason = choose(options, count, dim, target_device) if kind == "auto" else (kind, None)
         manifest = IndexManifest(
@@ -120,7 +89,7 @@ def build(
             reason=reason,
             parameters={"largest_norm": largest, "seed": seed},
         )
-        if chosen in _ANN_KINDS:
+        if chosen in FAISS_KINDS:
             ann = _opener(chosen)
             trained = ann.train(target, manifest, recall=recall or DEFAULT_RECALL, device=target_device)
             manifest = replace(manifest, parameters=manifest.parameters | trained.parameters, recall=trained.recall)
@@ -161,16 +130,16 @@ def build_multi(
     resolve_device(device)
     lengths: list[int] = []
 
-    def blocks() -> Iterator[Tensor]:
+    def stream() -> Iterator[Tensor]:
         for document in documents:
             tensor = as_tensor(document)
             lengths.append(len(tensor))
-            yield from _cut(tensor)
+            yield from cut(tensor)
 
     with _folder(out) as (folder, owner):
         began = time.perf_counter()
         target = draft(folder)
-        rows, dim, largest = _write_vectors(target, blocks(), metric, None)
+        rows, dim, largest = write_vectors(target, stream(), metric, None)
         multivector.write(target, lengths)
         corpus = target.ids(ids, len(lengths))
         target.commit(
@@ -266,51 +235,6 @@ def open_text(folder: str | Path) -> LexicalIndex:
     return cast(LexicalIndex, index)
 
 
-def check_options(options: IndexOptions) -> None:
-    """UsageError when a value is unknown or out of range."""
-    check_metric(options.metric)
-    kinds = ("auto", "flat", *_ANN_KINDS)
-    if options.kind not in kinds:
-        raise UsageError(f"kind {options.kind!r} is unknown for vectors; expected one of {', '.join(kinds)}.")
-    if options.recall is not None and not 0 < options.recall <= 1:
-        raise UsageError(f"recall is {options.recall}; expected more than 0 and at most 1.")
-    if options.memory is not None and not options.memory > 0:
-        raise UsageError(f"memory is {options.memory} gigabytes; expected more than 0.")
-
-
-def choose(options: IndexOptions, count: int, dim: int, device: torch.device) -> tuple[str, str]:
-    """The kind for "auto", and why, in one line.
-
-    Exact search up to two million vectors, or when a GPU holds them: it has recall 1 and no build. Above, ivf-sq8. When
-    the caller says that a recall below 1 is enough, ivf-pq from 50,000 vectors on: it reads codes 20 times faster.
-    When the vectors exceed the memory that was allowed, a compressed kind that fits: ivf-sq8 (a quarter), else ivf-pq.
-    """
-    size = count * dim * 4 / 1e9
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if size * 1e9 < 0.7 * free:
-            return "flat", f"{count:,} vectors ({size:.2f} GB) fit on {device} ({free / 1e9:.1f} GB free); exact"
-    fits = options.memory is None or size <= options.memory
-    inexact = options.recall is not None and options.recall < 1 and count >= INEXACT_FROM
-    if inexact and importlib.util.find_spec("faiss") is not None:
-        return (
-            "ivf-pq",
-            f"recall {options.recall} is enough for {count:,} vectors; 4-bit product codes, recall measured",
-        )
-    if count <= FLAT_LIMIT and fits:
-        return "flat", f"{count:,} vectors are at most {FLAT_LIMIT:,}; exact search on {device}"
-    why = (
-        f"{count:,} vectors exceed {FLAT_LIMIT:,}"
-        if fits
-        else f"{size:.2f} GB exceed the {options.memory:g} GB allowed"
-    )
-    if importlib.util.find_spec("faiss") is None:
-        return "flat", f"{why}, but faiss is not installed (pip install 'structkd[cpu]'); exact and slow"
-    if options.memory is not None and size / 4 > options.memory:
-        return "ivf-pq", f"{why}, and so do 8-bit codes ({size / 4:.2f} GB); 4-bit product codes"
-    return "ivf-sq8", f"{why}; 8-bit codes, recall measured"
-
-
 def _open_flat(stored: Stored, device: str) -> VectorIndex:
     return FlatIndex(stored, device)
 
@@ -364,61 +288,3 @@ def _folder(out: str | Path | None) -> Iterator[tuple[Path, TemporaryDirectory[s
     except BaseException:
         owner.cleanup()
         raise
-
-
-def _blocks(vectors: Vectors | Iterable[Vectors] | str | Path) -> Iterator[Tensor]:
-    """The vectors in blocks of bounded size."""
-    if isinstance(vectors, (str, Path)):
-        vectors = read_npy(vectors)
-    if isinstance(vectors, (np.ndarray, Tensor)):
-        whole = as_tensor(vectors)
-        yield from _cut(whole)
-        return
-    for block in vectors:
-        yield from _cut(as_tensor(block))
-
-
-def _cut(whole: Tensor) -> Iterator[Tensor]:
-    for start in range(0, len(whole), _BLOCK):
-        yield whole[start : start + _BLOCK]
-
-
-def read_npy(path: str | Path) -> np.ndarray:
-    """A .npy file opened memory-mapped; DataError when it is none (pickled objects are refused)."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as a .npy array ({error}). Write it with numpy.save.") from None
-    return array
-
-
-def _write_vectors(
-    target: Draft, blocks: Iterator[Tensor], metric: Metric, names: Ids | None
-) -> tuple[int, int, float]:
-    """Check, normalise and store every block; count, dimension and the largest norm."""
-    dim, largest = 0, 0.0
-    with target.file("vectors", ".safetensors") as path, path.open("wb") as handle:
-        writer: VectorWriter | None = None
-        for block in blocks:
-            if writer is None and block.shape[1] == 0:
-                break
-            if writer is None:
-                dim = block.shape[1]
-                writer = VectorWriter(handle, dim)
-            check_dim(block.shape[1], dim, f"vectors from row {writer.count}")
-            base = writer.count
-            ready = prepare(block, metric, lambda row, base=base: _name(names, base + row), "document")  # type: ignore[misc]
-            if len(ready):
-                largest = max(largest, float(ready.double().norm(dim=1).max()))
-            writer.add(ready)
-        if writer is None or writer.count == 0:
-            raise DataError("found no vectors; an index needs at least one with at least one dimension.")
-        writer.close()
-        return writer.count, dim, largest
-
-
-def _name(names: Ids | None, row: int) -> str:
-    return repr(names[row]) if names is not None and row < len(names) else f"at row {row}"

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structkd.errors import CorruptFileError, DataError
-from structkd.ids import Ids, Texts
-from structkd.index.base import NO_ROW, TopK, check_k, excluded_rows, search_without
-from structkd.index.storage import Draft, IndexManifest, Stored
+from structkd.ids import Texts
+from structkd.index.draft import Draft
+from structkd.index.opened import OpenedTexts
+from structkd.index.storage import Stored
+from structkd.index.topk import NO_ROW, TopK
 from structkd.ordering import top_k
 
 _STOP_WORDS = "english"
@@ -20,22 +22,15 @@ _STEMMER = "english"
 _BACKEND = "numpy"  # named, so that an installed numba does not change which code runs
 
 
-class Bm25Index:
+class Bm25Index(OpenedTexts):
     """BM25 in Lucene's form: sum over query words of idf * tf / (tf + k1 (1 - b + b length / mean length)).
 
     Robertson and Zaragoza 2009, eq. 3.15, with idf = ln(1 + (N - n + 0.5) / (n + 0.5)) (Kamphuis et al. 2020, table 1,
     "Lucene (accurate)"). A word that occurs twice in the query counts twice.
-
-    Attributes:
-        kind: "bm25".
-        manifest: what the folder says about the index.
     """
 
-    kind = "bm25"
-
     def __init__(self, stored: Stored) -> None:
-        self.manifest: IndexManifest = stored.manifest
-        self._stored = stored
+        super().__init__(stored)
         arrays = stored.arrays("bm25")
         try:
             words = arrays["words"].numpy().tobytes().decode().split("\n")
@@ -53,42 +48,6 @@ class Bm25Index:
         engine.nonoccurrence_array = None
         self._engine = engine
         self._stemmer = Stemmer.Stemmer(_STEMMER)
-
-    def __len__(self) -> int:
-        return self.manifest.count
-
-    @property
-    def ids(self) -> Ids:
-        """Document ids in row order."""
-        return self._stored.ids
-
-    @property
-    def ties(self) -> NDArray[np.int64]:
-        """Tie rank of each row's id."""
-        return self._stored.ties
-
-    def search(self, texts: Sequence[str], k: int = 10, *, exclude: Sequence[Sequence[str]] | None = None) -> TopK:
-        """The k best documents of each query text, in the order of `structkd.ordering`.
-
-        A document that shares no word with the query scores 0 and is no hit: such places are invalid, so a list may be
-        shorter than k, and a query without any known word has an empty list.
-
-        Args:
-            texts: queries.
-            k: list length.
-            exclude: per query, ids of documents that must not come; their places are filled with the next best.
-
-        Raises:
-            UsageError: k below 1.
-            DataError: `texts` is one string instead of a list.
-        """
-        check_k(k)
-        if isinstance(texts, str):
-            raise DataError("found one string, expected a list of query texts. Write [text].")
-        if exclude is None:
-            return self._search(texts, k)
-        banned = excluded_rows(exclude, self.ids, len(texts))
-        return search_without(lambda fetch: self._search(texts, fetch), banned, k, len(self))
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """The score of every document for one query text, float32 [count]."""

@@ -9,58 +9,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structkd.errors import DataError
-from structkd.ids import Ids
-from structkd.index.base import (
-    Metric,
-    TopK,
-    Vectors,
-    check_k,
-    excluded_rows,
-    prepare_queries,
-    ranked,
-    resolve_device,
-    search_without,
-)
-from structkd.index.storage import Draft, IndexManifest, Stored
+from structkd.index.draft import Draft
+from structkd.index.opened import OpenedIndex
+from structkd.index.storage import Stored
+from structkd.index.topk import TopK, excluded_rows, ranked, search_without
+from structkd.index.vectors import Metric, Vectors, check_k, prepare_queries, resolve_device
 
 _TOKENS = {"cpu": 16384, "cuda": 1 << 20}  # document vectors per product
 _QUERIES = 32
 _UNIT = 2.0**-24
 
 
-class MultiVectorIndex:
+class MultiVectorIndex(OpenedIndex):
     """Exact MaxSim: score(q, d) = sum over query vectors of the largest inner product with a vector of d.
 
     Khattab and Zaharia 2020 (ColBERT), eq. 3. Under cosine every vector is normalised inside.
 
     Attributes:
-        kind: "multi-vector".
         metric: cosine or ip.
         dim: dimensions of each vector.
-        manifest: what the folder says about the index.
     """
 
-    kind = "multi-vector"
-
     def __init__(self, stored: Stored, device: str | torch.device = "auto") -> None:
-        self.manifest: IndexManifest = stored.manifest
+        super().__init__(stored)
         self.metric: Metric = stored.manifest.metric
         self.dim: int = stored.manifest.dim or 0
         self.device = resolve_device(device)
-        self._stored = stored
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    @property
-    def ids(self) -> Ids:
-        """Document ids in row order."""
-        return self._stored.ids
-
-    @property
-    def ties(self) -> NDArray[np.int64]:
-        """Tie rank of each row's id."""
-        return self._stored.ties
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:

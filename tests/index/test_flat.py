@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from structkd import index
 from structkd.errors import DataError, DeviceError, UsageError
-from structkd.index import base, flat
+from structkd.index import flat
+from structkd.index import vectors as borders
 from structkd.index.flat import FlatIndex
 
 METRICS = ["cosine", "ip", "l2"]
@@ -324,9 +325,9 @@ def test_too_little_memory_for_any_tile_is_an_error(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_exact_scores_are_symmetric(metric: Any) -> None:
-    vectors = base.prepare(torch.randn(50, 33), metric, str, "document")
+    vectors = borders.prepare(torch.randn(50, 33), metric, str, "document")
     everyone = torch.arange(50).expand(50, 50)
-    scores = base.exact_scores(vectors, vectors, everyone, metric)
+    scores = borders.exact_scores(vectors, vectors, everyone, metric)
     assert torch.equal(scores, scores.T)
 
 

@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 
 from structkd import index
 from structkd.errors import UsageError
-from structkd.index import base
+from structkd.index import neighbours
 
 VECTORS = np.random.default_rng(0).standard_normal((90, 5), np.float32)
 
@@ -33,7 +33,7 @@ def edges_of(graph: csr_array) -> dict[tuple[int, int], float]:
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 @pytest.mark.parametrize("symmetric", ["none", "mutual", "union"])
 def test_equals_the_definition(metric: Any, symmetric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_GRAPH_QUERIES", 32)
+    monkeypatch.setattr(neighbours, "_GRAPH_QUERIES", 32)
     found = edges_of(index.build(VECTORS, kind="flat", metric=metric).knn_graph(4, symmetric=symmetric))
     expected = slow_neighbours(VECTORS, 4, metric)
     if symmetric == "mutual":

@@ -9,8 +9,8 @@ import torch
 
 from structkd import index
 from structkd.errors import UsageError
-from structkd.index import kinds
-from structkd.index.kinds import IndexOptions, choose
+from structkd.index import choice
+from structkd.index.choice import IndexOptions, choose
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -48,7 +48,7 @@ def test_auto_on_a_gpu(small_gpu: None) -> None:
 
 
 def test_auto_without_faiss_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kinds.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _: None)
     chosen, why = choose(IndexOptions(), 3_000_000, 384, CPU)
     assert chosen == "flat"
     assert "faiss is not installed (pip install 'structkd[cpu]'); exact and slow" in why

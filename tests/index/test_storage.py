@@ -149,7 +149,7 @@ def test_a_failed_build_leaves_the_old_index(built: Path) -> None:
 KILLED = """
 import sys, os, numpy as np
 from structkd import index
-from structkd.index import storage
+from structkd.index import draft, manifest
 stop = sys.argv[2]
 def hang(*_, **__):
     print("here", flush=True)
@@ -158,8 +158,8 @@ def blocks():
     for n in range(6):
         if stop == "vectors" and n == 3: hang()
         yield np.random.default_rng(n).standard_normal((1000, 12))
-if stop == "ids": storage.Draft.ids = hang
-if stop == "commit": storage.write_json = hang
+if stop == "ids": draft.Draft.ids = hang
+if stop == "commit": manifest.write_json = hang
 index.build(blocks(), kind="flat", out=sys.argv[1])
 """
 

@@ -1,0 +1,136 @@
+"""An index being written: files under a new tag, the manifest last, so that a build that is killed changes nothing.
+
+The old index's manifest and files are untouched until the new manifest takes the name in one rename; only then are the
+old files removed.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from structkd.errors import DataError, UsageError
+from structkd.files import atomic_path, sha256_file, sync_folder
+from structkd.ids import Ids, fingerprint_fields
+from structkd.index.manifest import MANIFEST, IndexManifest, StoredFile, package_versions, write_manifest
+from structkd.index.names import check_ids, id_arrays, row_number_arrays
+from structkd.index.storage import Stored
+
+_HEADER_BYTES = (
+    256  # header of the vector file, padded with spaces: data starts on a cache line, length known at the end
+)
+
+
+class Draft:
+    """An index being written: new files under one tag, then the manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tag = uuid.uuid4().hex[:12]
+        self._names: list[str] = []
+
+    @contextmanager
+    def file(self, stem: str, suffix: str) -> Iterator[Path]:
+        """A path to write one file to; it is renamed into place, complete, at the end of the block."""
+        name = f"{stem}-{self.tag}{suffix}"
+        with atomic_path(self.folder / name) as temporary:
+            yield temporary
+        self._names.append(name)
+
+    def stored(self, manifest: IndexManifest) -> "Stored":
+        """What is already written, to read while the rest is built."""
+        return Stored(
+            self.folder, replace(manifest, files=tuple(StoredFile(name, 0, "") for name in self._names)), True
+        )
+
+    def arrays(self, stem: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors as one safetensors file."""
+        with self.file(stem, ".safetensors") as path:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+    def ids(self, ids: Sequence[str] | Ids | None, count: int) -> str:
+        """Write the document ids (row numbers when None) and their tie ranks; the fingerprint of the ids.
+
+        Raises:
+            DataError: an id repeats, or there is not one per document.
+        """
+        if ids is None:
+            self.arrays("ids", row_number_arrays(count))
+            return fingerprint_fields(map(str, range(count)))
+        checked = check_ids(ids, count)
+        self.arrays("ids", id_arrays(checked))
+        return checked.fingerprint()
+
+    def commit(self, manifest: IndexManifest) -> IndexManifest:
+        """Write the manifest last, then remove what no longer belongs to the index."""
+        paths = [self.folder / name for name in self._names]
+        files = tuple(StoredFile(path.name, path.stat().st_size, sha256_file(path)) for path in paths)
+        complete = replace(manifest, files=files, built=package_versions())
+        write_manifest(self.folder, complete)
+        _remove_others(self.folder, keep={MANIFEST, *self._names})
+        return complete
+
+
+class VectorWriter:
+    """Writes rows of float32 vectors to one safetensors file, block by block; the count is known at the end."""
+
+    def __init__(self, handle: IO[bytes], dim: int) -> None:
+        self.dim, self.count = dim, 0
+        self._handle = handle
+        handle.write(b" " * (8 + _HEADER_BYTES - 8))
+
+    def add(self, block: Tensor) -> None:
+        """Append prepared rows [rows, dim]."""
+        self._handle.write(block.cpu().contiguous().numpy().tobytes())
+        self.count += len(block)
+
+    def close(self) -> None:
+        """Write the header now that the count is known."""
+        size = self.count * self.dim * 4
+        entry = {"dtype": "F32", "shape": [self.count, self.dim], "data_offsets": [0, size]}
+        header = json.dumps({"vectors": entry}).encode().ljust(_HEADER_BYTES - 8)
+        self._handle.seek(0)
+        self._handle.write(len(header).to_bytes(8, "little") + header)
+        self._handle.flush()
+
+
+def draft(folder: str | Path) -> Draft:
+    """Start writing an index in `folder` (created with its parents; an old index there stays until the commit)."""
+    path = _folder_of(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    strangers = sorted(p.name for p in path.iterdir() if not _ours(p.name))
+    if strangers and not (path / MANIFEST).exists():
+        raise DataError(
+            f"{path}: holds other files ({', '.join(strangers[:3])}), expected an empty folder or an index. "
+            "Choose another --out."
+        )
+    return Draft(path)
+
+
+def _folder_of(path: str | Path) -> Path:
+    """A folder to write into; UsageError when the name belongs to a file."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give a folder for the index.")
+    return folder
+
+
+def _ours(name: str) -> bool:
+    """Whether a file name is one that builds write (manifest, tagged files, temporary files)."""
+    stem = name.split(".")[0]
+    tag = stem.rpartition("-")[2]
+    return name == MANIFEST or name.startswith(".tmp-") or (len(tag) == 12 and set(tag) <= set("0123456789abcdef"))
+
+
+def _remove_others(folder: Path, keep: set[str]) -> None:
+    """Remove files of earlier builds, complete or killed."""
+    for path in folder.iterdir():
+        if path.name not in keep and path.is_file() and _ours(path.name):
+            path.unlink(missing_ok=True)
+    sync_folder(folder)

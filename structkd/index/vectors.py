@@ -1,0 +1,151 @@
+"""Vectors as they come in: checked, in float32, normalised under cosine; the device; exact scores of chosen pairs."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from structkd.errors import DataError, DeviceError, UsageError
+
+Vectors = NDArray[Any] | Tensor
+Metric = str  # one of METRICS, checked at the border
+METRICS = ("cosine", "ip", "l2")
+
+
+def as_tensor(vectors: Vectors, what: str = "vectors") -> Tensor:
+    """Numbers [rows, dim] as a tensor that shares memory where it can; floating point of any width, or integers.
+
+    Raises:
+        DataError: not two dimensions, or no numbers.
+    """
+    if isinstance(vectors, Tensor):
+        tensor = vectors.detach()
+    else:
+        array = np.asarray(vectors)
+        if array.dtype.kind not in "fiu":
+            raise DataError(f"{what}: found values of type {array.dtype}, expected real numbers.")
+        with warnings.catch_warnings():  # a read-only memory map: torch warns about writing, and nothing here writes
+            warnings.simplefilter("ignore", UserWarning)
+            tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    if tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise DataError(f"{what}: found values of type {tensor.dtype}, expected real numbers.")
+    if tensor.ndim != 2:
+        raise DataError(f"{what}: found shape {list(tensor.shape)}, expected two dimensions [rows, dim].")
+    return tensor
+
+
+def check_k(k: int) -> None:
+    """UsageError unless k is a positive integer."""
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise UsageError(f"k is {k!r}; expected a whole number of at least 1.")
+
+
+def check_metric(metric: str) -> None:
+    """UsageError unless the metric is known."""
+    if metric not in METRICS:
+        raise UsageError(f"metric {metric!r} is unknown; expected one of {', '.join(METRICS)}.")
+
+
+def check_dim(found: int, expected: int, where: str) -> None:
+    """DataError with both dimensions when they differ."""
+    if found != expected:
+        raise DataError(
+            f"{where}: found {found} dimensions, expected {expected} as in the index. Was it another encoder?"
+        )
+
+
+def prepare(block: Tensor, metric: Metric, names: Callable[[int], str], what: str) -> Tensor:
+    """A block of vectors in float32, normalised under cosine (in float64, so that scale does not matter).
+
+    Args:
+        block: [rows, dim], any real type.
+        metric: cosine divides by the Euclidean norm and refuses zero rows.
+        names: row of the block -> what to call it in an error.
+        what: "document" or "query".
+
+    Raises:
+        DataError: a row holds not-a-number or infinity, is zero under cosine, or overflows float32.
+    """
+    values = block.to(torch.float32)
+    bad = ~torch.isfinite(values).all(dim=1)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise DataError(
+            f"{what} {names(first)}: the vector holds a value that is not finite ({int(bad.sum())} such rows). "
+            "Encode it again or remove it."
+        )
+    if metric != "cosine":
+        return values.contiguous()
+    wide = block.to(torch.float64)
+    norms = wide.norm(dim=1, keepdim=True)
+    zero = norms[:, 0] == 0
+    if bool(zero.any()):
+        first = int(zero.nonzero()[0])
+        raise DataError(
+            f"{what} {names(first)}: the vector is zero, and cosine has no value there ({int(zero.sum())} such rows). "
+            "Remove it or use the metric 'ip'."
+        )
+    normalised: Tensor = (wide / norms).to(torch.float32).contiguous()
+    return normalised
+
+
+def prepare_queries(queries: Vectors, metric: Metric, dim: int) -> Tensor:
+    """Checked float32 queries, normalised under cosine."""
+    tensor = as_tensor(queries, "queries")
+    check_dim(tensor.shape[1], dim, "queries")
+    return prepare(tensor, metric, lambda row: f"at row {row}", "query")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The torch device of a name; "auto" takes a GPU when there is one.
+
+    Raises:
+        DeviceError: a GPU was named and there is none; it never falls back silently.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device {device!r} is unknown; expected auto, cpu, cuda or cuda:N.") from None
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
+        raise DeviceError(
+            f"device {str(device)!r} was asked for and {torch.cuda.device_count()} CUDA devices are there. "
+            "Use device='cpu' or 'auto'."
+        )
+    return found
+
+
+def exact_scores(queries: Tensor, vectors: Tensor, rows: Tensor, metric: Metric) -> Tensor:
+    """Scores of chosen (query, row) pairs, computed in float64 and rounded once to float32.
+
+    ip and cosine: <q, x>; l2: -|q - x|^2. The value of a pair depends on its two vectors alone (not on the batch, the
+    block or the device), so identical documents tie exactly and the tie rule decides between them.
+
+    Args:
+        queries: float32 [queries, dim].
+        vectors: float32 [count, dim], on whatever device; the chosen rows are moved.
+        rows: int64 [queries, list]; -1 gives minus infinity.
+        metric: which of the formulas.
+
+    Returns:
+        float32 [queries, list] on the device of `queries`.
+    """
+    out = torch.empty(rows.shape, dtype=torch.float32, device=queries.device)
+    width = max(1, rows.shape[1] * queries.shape[1])
+    step = max(1, (1 << 18 if queries.device.type == "cpu" else 1 << 24) // width)
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        picked = rows[part].clamp(min=0).to(vectors.device)
+        chosen = torch.index_select(vectors, 0, picked.reshape(-1)).to(queries.device)  # twice as fast as [...]
+        chosen = chosen.double().view(*picked.shape, -1)
+        query = queries[part].double().unsqueeze(1)
+        if metric == "l2":
+            out[part] = chosen.sub_(query).square_().sum(dim=-1).neg_().float()
+        else:
+            out[part] = chosen.mul_(query).sum(dim=-1).float()
+    return out.masked_fill_(rows < 0, -torch.inf)
