@@ -31,7 +31,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "dtype": store.dtype,
         "bytes": size,
         "bytes_per_row": size / rows if rows else 0.0,
-        "stats": stats.stats(),
+        "stats": stats,
         "quant_error": store.manifest.quant_error if store.manifest else {"max": 0.0, "rms": 0.0},
         "provenance": store.manifest.provenance if store.manifest else {},
         "notes": store.manifest.notes if store.manifest else [],
@@ -42,7 +42,7 @@ def data_bytes(folder: Path, store: PairScores | NodeScores) -> int:
     """Bytes of the data files of the newest manifest and of the parts that it does not name."""
     manifest: ScoreManifest | None = store.manifest
     files = [entry for entry in manifest.files if entry["path"].startswith("data/")] if manifest else []
-    named = {part["unit"] for part in manifest.parts} if manifest else set()
+    named = manifest.units if manifest else set()
     newer = [path for path in (folder / "parts").glob("*.parquet") if path.stem not in named]
     return sum(int(entry["bytes"]) for entry in files) + sum(path.stat().st_size for path in newer)
 

@@ -153,7 +153,11 @@ class Header:
 
 @dataclass(frozen=True)
 class ScoreManifest:
-    """One snapshot (or one published folder): where the data lies, what went in, and what it holds."""
+    """One snapshot (or one published folder): where the data lies, what went in, and what it holds.
+
+    A part is one line `unit rows payload_hash sha256`: a store of 160 million pairs has 8000 of them, and every reader
+    parses the manifest.
+    """
 
     kind: str
     snapshot: int
@@ -162,7 +166,7 @@ class ScoreManifest:
     teacher_fp: str
     provenance: dict[str, Any]
     inputs: dict[str, str]
-    parts: list[dict[str, Any]]
+    parts: list[str]
     files: list[dict[str, Any]]
     counts: dict[str, int]
     stats: dict[str, Any]
@@ -177,6 +181,15 @@ class ScoreManifest:
     def spec(self) -> TeacherSpec:
         """The teacher."""
         return TeacherSpec.of(self.teacher, "manifest")
+
+    @property
+    def units(self) -> set[str]:
+        """Names of the parts that went in."""
+        return {line.partition(" ")[0] for line in self.parts}
+
+    def part_digests(self) -> dict[str, str]:
+        """Unit -> SHA-256 of its part's file."""
+        return {line.partition(" ")[0]: line.rpartition(" ")[2] for line in self.parts}
 
     def to_json(self) -> dict[str, Any]:
         """The sealed JSON object."""

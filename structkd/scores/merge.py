@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from structkd.errors import ConflictingScoresError
 from structkd.scores.id_table import IdTable
-from structkd.scores.parts import PairPart, read_row_part, split_keys
+from structkd.scores.parts import PairPart, split_keys
+from structkd.scores.shards import Shards
 from structkd.scores.snapshot import Csr
 
 OnConflict = Literal["error", "first", "mean"]
@@ -73,7 +75,9 @@ def merge(
     Raises:
         ConflictingScoresError: on_conflict is "error" and values differ: the teacher is not deterministic.
     """
-    order = np.argsort(keys)
+    if (keys[1:] > keys[:-1]).all():
+        return Merged(keys, scores, 0)
+    order = np.argsort(keys, kind="stable")  # parts are sorted, so this merges runs
     keys = keys[order]
     starts = first_of_each(keys)
     if len(starts) == len(keys):
@@ -98,15 +102,50 @@ def merge(
 
 
 def join(parts: Iterable[PairPart], first: int, last: int) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
-    """Keys and scores of the parts whose query row lies in first .. last-1, in unit order."""
-    keys, scores = [np.empty(0, np.uint64)], [np.empty(0, np.float32)]
+    """Keys and scores of the parts whose query row lies in first .. last-1.
+
+    They come in unit order; parts whose keys do not overlap come in key order instead, which saves sorting them.
+    """
+    pieces: list[tuple[NDArray[np.uint64], NDArray[np.float32]]] = []
     for part in parts:
-        inside_range = (part.query_rows >= first) & (part.query_rows < last)
-        pick = slice(None) if inside_range.all() else inside_range
-        queries = part.query_rows[pick].astype(np.uint64)
-        keys.append((queries << np.uint64(32)) | part.document_rows[pick])
-        scores.append(part.scores[pick])
-    return np.concatenate(keys), np.concatenate(scores)
+        low, high = np.searchsorted(part.query_rows, [first, last]) if len(part.query_rows) else (0, 0)
+        if high > low:
+            keys = part.query_rows[low:high].astype(np.uint64) << np.uint64(32)
+            keys |= part.document_rows[low:high]
+            pieces.append((keys, part.scores[low:high]))
+    by_key = sorted(pieces, key=lambda piece: int(piece[0][0]))
+    if all(before[0][-1] < after[0][0] for before, after in pairwise(by_key)):
+        pieces = by_key
+    keys = np.concatenate([np.empty(0, np.uint64), *(keys for keys, _ in pieces)])
+    return keys, np.concatenate([np.empty(0, np.float32), *(scores for _, scores in pieces)])
+
+
+def not_in(shards: Shards, merged: Merged, *, dtype: str, teacher_dtype: str, folder: Path) -> Merged:
+    """The pairs that the shards lack; ConflictingScoresError where a pair has another value there.
+
+    Args:
+        shards: what is stored.
+        merged: newer pairs.
+        dtype: of the stored scores; half floats may differ by their rounding.
+        teacher_dtype: sets the tolerance.
+        folder: of the store.
+    """
+    queries, documents = split_keys(merged.keys)
+    positions = shards.positions(queries, documents)
+    twice = positions >= 0
+    if not twice.any():
+        return merged
+    stored, fresh = shards.take(positions[twice]), merged.scores[twice]
+    rounding = np.abs(stored, dtype=np.float64) * 2.0**-10 if dtype == "float16" else 0.0
+    bad = np.flatnonzero(np.abs(stored.astype(np.float64) - fresh) > tolerance(teacher_dtype, fresh) + rounding)
+    if len(bad):
+        at = np.flatnonzero(twice)[bad[0]]
+        pair = namer(folder)(int(queries[at]), int(documents[at]))
+        raise ConflictingScoresError(
+            f"{folder}: {len(bad)} pairs have another score in a newer part than in the snapshot, for example "
+            f"{pair}: {stored[bad[0]]:.6g} and {fresh[bad[0]]:.6g}. Compact with on_conflict='first' or 'mean'."
+        )
+    return Merged(merged.keys[~twice], merged.scores[~twice], merged.dropped + len(stored))
 
 
 def namer(folder: Path) -> Callable[[int, int], object]:
@@ -116,25 +155,3 @@ def namer(folder: Path) -> Callable[[int, int], object]:
         return IdTable(folder / "ids", "queries").ids[query], IdTable(folder / "ids", "docs").ids[document]
 
     return name
-
-
-def gather(
-    folder: Path, ranges: Iterable[tuple[int, int, str]], low: int, high: int, classes: int, dtype: str
-) -> NDArray[np.float32]:
-    """Logits of the nodes low .. high-1 from parts; ConflictingScoresError when overlapping parts disagree."""
-    out = np.full((high - low, classes), np.nan, dtype=np.float32)
-    for start, end, name in sorted(ranges, key=lambda item: item[2]):
-        first, last = max(low, start), min(high, end)
-        if first >= last:
-            continue
-        values = read_row_part(folder, name).values[first - start : last - start]
-        target = out[first - low : last - low]
-        known = ~np.isnan(target)
-        delta = np.abs(target[known].astype(np.float64) - values[known])
-        if (delta > tolerance(dtype, values[known])).any():
-            raise ConflictingScoresError(
-                f"{folder}: nodes {first}-{last - 1} were scored twice with different logits (largest difference "
-                f"{delta.max():.6g}). The teacher is not deterministic; delete parts/{name}.parquet to keep the other."
-            )
-        target[~known] = values[~known]
-    return out

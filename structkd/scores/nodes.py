@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structkd.errors import DataError, MissingScoreError, TeacherMismatchError
+from structkd.scores.compact_rows import gather
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
-from structkd.scores.merge import gather
 from structkd.scores.parts import part_names, read_row_range, uncovered
 from structkd.scores.snapshot import checked_path, latest, map_rows
 

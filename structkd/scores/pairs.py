@@ -7,21 +7,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from structkd.errors import ConflictingScoresError, DataError, MissingScoreError, UsageError
+from structkd.errors import DataError, MissingScoreError, UsageError
 from structkd.ordering import order_ids
-from structkd.scores._lookup import find_numba
 from structkd.scores.bundle import read_pairs
 from structkd.scores.id_table import IdTable, TextHash
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
-from structkd.scores.merge import Merged, merge, namer, tolerance
-from structkd.scores.parts import part_names, read_pair_part, split_keys
+from structkd.scores.merge import Merged, merge, namer, not_in
+from structkd.scores.parts import part_names, read_pair_part
 from structkd.scores.sealed import sealed_bytes
+from structkd.scores.shards import Shards
 from structkd.scores.snapshot import Csr, checked_path, latest, map_csr
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 Strings = list[str]  # the class has a method of that name
-Slots = list[NDArray[np.int32]]
 Nested = Sequence[Any] | NDArray[Any]  # strings, lists of strings, ...
 Missing = Literal["error", "nan"]
 Tables = Callable[[], tuple[IdTable, IdTable]]
@@ -40,9 +39,7 @@ class PairScores:
         self.folder, self.spec, self.manifest = folder, spec, manifest
         self._load_tables = tables
         self._tables: tuple[IdTable, IdTable] | None = None
-        self._shards = [shard for shard in shards if len(shard)]
-        self._bases = np.cumsum([0, *(len(shard) for shard in self._shards)])
-        self._slots: Slots | None = None
+        self._shards = Shards(shards)
 
     @classmethod
     def open(cls, folder: Path, *, verify: str = "size") -> "PairScores":
@@ -61,7 +58,7 @@ class PairScores:
                 lost = error
         else:
             raise DataError(f"{lost.filename}: {lost.strerror}. Restore it, or delete the manifest and compact again.")
-        done = {part["unit"] for part in manifest.parts} if manifest else set()
+        done = manifest.units if manifest else set()
         newer = [name for name in part_names(folder) if name not in done]
 
         def tables() -> tuple[IdTable, IdTable]:
@@ -69,7 +66,8 @@ class PairScores:
 
         store = cls(folder, header.spec, manifest, tables, shards)
         if newer:
-            extra = store._not_in_snapshot(_merge_parts(folder, newer, header.spec))
+            merged = _merge_parts(folder, newer, header.spec)
+            extra = not_in(store._shards, merged, dtype=store.dtype, teacher_dtype=header.spec.dtype, folder=folder)
             store = cls(folder, header.spec, manifest, tables, [*shards, extra.csr()])
         return store
 
@@ -77,32 +75,20 @@ class PairScores:
         """Workers that get the store by pickle map the files themselves."""
         return _reopen, (type(self), self.folder)
 
-    def _not_in_snapshot(self, merged: Merged) -> Merged:
-        """Drop pairs that the snapshot holds with the same value; ConflictingScoresError for another value."""
-        queries, documents = split_keys(merged.keys)
-        positions = self.positions_of_rows(queries, documents)
-        twice = positions >= 0
-        if not twice.any():
-            return merged
-        stored, fresh = self.take(positions[twice]), merged.scores[twice]
-        rounding = np.abs(stored, dtype=np.float64) * 2.0**-10 if self.dtype == "float16" else 0.0
-        bad = np.flatnonzero(np.abs(stored.astype(np.float64) - fresh) > tolerance(self.spec.dtype, fresh) + rounding)
-        if len(bad):
-            at = np.flatnonzero(twice)[bad[0]]
-            pair = namer(self.folder)(int(queries[at]), int(documents[at]))
-            raise ConflictingScoresError(
-                f"{self.folder}: {len(bad)} pairs have another score in a newer part than in the snapshot, for example "
-                f"{pair}: {stored[bad[0]]:.6g} and {fresh[bad[0]]:.6g}. Compact with on_conflict='first' or 'mean'."
-            )
-        return Merged(merged.keys[~twice], merged.scores[~twice], merged.dropped + len(stored))
-
     # sizes and names
 
     def __len__(self) -> int:
-        return int(self._bases[-1])
+        return len(self._shards)
 
     def __repr__(self) -> str:
         return f"PairScores({str(self.folder)!r}: {len(self)} pairs of {self.spec.model!r}, {self.dtype})"
+
+    @property
+    def whole(self) -> bool:
+        """Whether the manifest tells all: no newer parts, and no text that a newer one replaced."""
+        tables = (self.queries, self.documents)
+        newest = all(table.newest_mask() is None for table in tables)
+        return newest and self.manifest is not None and self.manifest.counts["rows"] == len(self)
 
     @property
     def dtype(self) -> str:
@@ -127,7 +113,7 @@ class PairScores:
     @property
     def query_ids(self) -> Strings:
         """Ids of the queries that have scores."""
-        rows = sorted({int(row) for shard in self._shards for row in shard.query_rows})
+        rows = sorted({int(row) for shard in self._shards.parts for row in shard.query_rows})
         return [self.queries.ids[row] for row in rows if self.queries.is_newest(row)]
 
     # lookups
@@ -197,36 +183,14 @@ class PairScores:
 
     def positions_of_rows(self, query_rows: IntArray, document_rows: IntArray) -> IntArray:
         """`positions` by rows of the id tables."""
-        query_rows = np.ascontiguousarray(query_rows, dtype=np.int64)
-        document_rows = np.ascontiguousarray(document_rows, dtype=np.int64)
-        out = np.full(len(query_rows), -1, dtype=np.int64)
-        for shard, slots, base in zip(self._shards, self._slot_tables(), self._bases[:-1], strict=True):
-            find_numba(slots, shard.offsets, shard.documents, query_rows, document_rows, int(base), out)
-        return out
-
-    def _slot_tables(self) -> Slots:
-        """Per shard: query row -> list number, -1 where the shard has none."""
-        if self._slots is None:
-            tables = []
-            for shard in self._shards:
-                slots = np.full(int(shard.query_rows[-1]) + 1, -1, dtype=np.int32)
-                slots[shard.query_rows] = np.arange(len(shard.query_rows), dtype=np.int32)
-                tables.append(slots)
-            self._slots = tables
-        return self._slots
+        return self._shards.positions(query_rows, document_rows)
 
     def take(self, positions: NDArray[np.integer]) -> FloatArray:
         """Scores at positions, float32; DataError for a position outside the store (also -1: filter those first)."""
-        positions = np.asarray(positions, dtype=np.int64)
-        if positions.size and (positions.min() < 0 or positions.max() >= len(self)):
+        at: IntArray = np.asarray(positions, dtype=np.int64)
+        if at.size and (at.min() < 0 or at.max() >= len(self)):
             raise DataError(f"{self.folder}: a position lies outside 0 .. {len(self) - 1}; -1 marks an absent pair.")
-        if len(self._shards) == 1:
-            return _gather(self._shards[0].scores, positions)
-        out = np.empty(positions.shape, dtype=np.float32)
-        for shard, low, high in zip(self._shards, self._bases[:-1], self._bases[1:], strict=True):
-            here = (positions >= low) & (positions < high)
-            out[here] = _gather(shard.scores, positions[here] - low)
-        return out
+        return self._shards.take(at)
 
     # lists
 
@@ -241,34 +205,19 @@ class PairScores:
         return [ids[i] for i in ranking], scores[ranking]
 
     def _list_rows(self, query_row: int) -> tuple[NDArray[np.uint32], FloatArray]:
-        documents, scores = [np.empty(0, np.uint32)], [np.empty(0, np.float32)]
-        for shard, slots in zip(self._shards, self._slot_tables(), strict=True):
-            slot = slots[query_row] if 0 <= query_row < len(slots) else -1
-            if slot >= 0:
-                part = slice(shard.offsets[slot], shard.offsets[slot + 1])
-                documents.append(shard.documents[part])
-                scores.append(shard.scores[part].astype(np.float32))
-        rows, values = np.concatenate(documents), np.concatenate(scores)
+        rows, values = self._shards.list_rows(query_row)
         newest = self.documents.newest_mask()
         return (rows, values) if newest is None else (rows[newest[rows]], values[newest[rows]])
 
     def rows(self) -> tuple[IntArray, IntArray, FloatArray]:
         """Flat columns of every shown pair: query rows, document rows, scores; ordered by query row."""
-        columns = [
-            (np.repeat(s.query_rows, np.diff(s.offsets)), s.documents, s.scores.astype(np.float32))
-            for s in self._shards
-        ]
-        if not columns:
-            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-        queries, documents, scores = (np.concatenate(column) for column in zip(*columns, strict=True))
+        queries, documents, scores = self._shards.columns()
         keep = np.ones(len(queries), dtype=np.bool_)
         for table, rows in ((self.queries, queries), (self.documents, documents)):
             if (newest := table.newest_mask()) is not None:
                 keep &= newest[rows]
-        queries, documents, scores = queries[keep], documents[keep], scores[keep]
-        if len(self._shards) > 1:
-            order = np.lexsort((documents, queries))
-            queries, documents, scores = queries[order], documents[order], scores[order]
+        if not keep.all():
+            queries, documents, scores = queries[keep], documents[keep], scores[keep]
         return queries.astype(np.int64), documents.astype(np.int64), scores
 
     def pairs(self) -> tuple[Strings, Strings, FloatArray]:
@@ -276,12 +225,6 @@ class PairScores:
         queries, documents, scores = self.rows()
         query_ids, document_ids = self.queries.ids, self.documents.ids
         return [query_ids[row] for row in queries], [document_ids[row] for row in documents], scores
-
-
-def _gather(scores: NDArray[np.floating], positions: NDArray[np.integer]) -> FloatArray:
-    """Gather and widen; the caller has checked the range, so clipping changes nothing and saves a second check."""
-    out: FloatArray = np.take(scores, positions, mode="clip").astype(np.float32, copy=False)
-    return out
 
 
 def _merge_parts(folder: Path, names: Sequence[str], spec: TeacherSpec) -> Merged:

@@ -4,11 +4,13 @@
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -135,3 +137,17 @@ def check_part(folder: Path, name: str, header: Header) -> tuple[str, list[int]]
 def split_keys(keys: NDArray[np.uint64]) -> tuple[IntArray, IntArray]:
     """Query and document rows of joined 64-bit keys."""
     return (keys >> np.uint64(32)).astype(np.int64), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+def part_line(part: PairPart | RowPart, rows: int, data: bytes) -> str:
+    """A part's line in a manifest."""
+    return f"{part.name} {rows} {part.footer.get('payload')} {hashlib.sha256(data).hexdigest()}"
+
+
+def collect_provenance(provenance: dict[str, Any], footer: dict[str, str]) -> None:
+    """Gather where parts came from: every distinct value under its name."""
+    found = json.loads(footer.get("provenance", "{}")) | {"versions": footer.get("versions")}
+    for name, value in found.items():
+        values = provenance.setdefault(name, [])
+        if value not in values:
+            values.append(value)

@@ -77,7 +77,7 @@ def publish(
 
 def _draft(store: PairScores | NodeScores, license: str, citation: str | None) -> ScoreManifest:
     """The manifest without its files."""
-    rows, lists, summary = summarise(store)
+    rows, lists, stats = summarise(store)
     inputs = {"graph_fp": store.graph_fingerprint} if isinstance(store, NodeScores) else {}
     old = store.manifest
     return ScoreManifest(
@@ -91,7 +91,7 @@ def _draft(store: PairScores | NodeScores, license: str, citation: str | None) -
         parts=old.parts if old else [],
         files=[],
         counts={"rows": rows, "queries": lists, "duplicates_dropped": 0, "failed": 0},
-        stats=summary.stats(),
+        stats=stats,
         dtype=store.dtype,
         quant_error=old.quant_error if old else {"max": 0.0, "rms": 0.0},
         created_at=now(),
@@ -101,19 +101,24 @@ def _draft(store: PairScores | NodeScores, license: str, citation: str | None) -
     )
 
 
-def summarise(store: PairScores | NodeScores) -> tuple[int, int, Summary]:
-    """Rows, lists and statistics of what a store shows."""
-    summary = Summary()
+def summarise(store: PairScores | NodeScores) -> tuple[int, int, dict[str, Any]]:
+    """Rows, lists and statistics of what a store shows: its manifest's, unless it shows more or less than that."""
     if isinstance(store, NodeScores):
+        if store.manifest is not None:
+            return len(store), 0, store.manifest.stats
+        summary = Summary()
         summary.add(store.logits, store.logits)
-        return len(store), 0, summary
+        return len(store), 0, summary.stats()
+    if store.manifest is not None and store.whole:
+        return store.manifest.counts["rows"], store.manifest.counts["queries"], store.manifest.stats
+    summary = Summary()
     queries, documents, scores = store.rows()
     starts = first_of_each(queries)
     if len(starts):
         summary.add(scores, scores)
         offsets = np.append(starts, len(queries)).astype(np.int32)
-        summary.add_margins(Csr(queries[starts].astype(np.uint32), offsets, documents.astype(np.uint32), scores))
-    return len(scores), len(starts), summary
+        summary.add_margins([Csr(queries[starts].astype(np.uint32), offsets, documents.astype(np.uint32), scores)])
+    return len(scores), len(starts), summary.stats()
 
 
 def _published_before(target: Path, manifest: ScoreManifest) -> ScoreManifest:
@@ -258,7 +263,7 @@ def _store_checks(folder: Path) -> Checks:
         paths = sorted((folder / "ids").glob(f"{name}-*.parquet"))
         for number, path in enumerate(paths):
             yield path.relative_to(folder).as_posix(), _segment_check(path, f"{name}-{number:05d}.parquet", known)
-    expected = {part["unit"]: part for manifest in manifests for part in manifest.parts}
+    expected = {unit: digest for manifest in manifests for unit, digest in manifest.part_digests().items()}
     names = part_names(folder)
     for name in names:
         yield f"parts/{name}.parquet", _part_check(folder, name, header, expected.get(name), known)
@@ -305,13 +310,13 @@ def _segment_check(path: Path, expected: str, known: list[int]) -> Callable[[], 
 
 
 def _part_check(
-    folder: Path, name: str, header: Header, entry: dict[str, Any] | None, known: list[int]
+    folder: Path, name: str, header: Header, expected: str | None, known: list[int]
 ) -> Callable[[], str | None]:
     def check() -> str | None:
         digest, needed = check_part(folder, name, header)
         if any(need > have for need, have in zip(needed, known, strict=True)):
             return f"names rows up to {needed} (queries, documents), the id tables hold {known}"
-        return "its bytes differ from the manifest's checksum" if entry and entry["sha256"] != digest else None
+        return "its bytes differ from the manifest's checksum" if expected and expected != digest else None
 
     return check
 

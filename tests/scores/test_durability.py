@@ -341,7 +341,7 @@ def test_a_lost_race_for_a_snapshot_number_is_run_again(tmp_path: Path, monkeypa
     from structkd.scores import compaction
 
     folder = small_store(tmp_path, compacted=False)
-    real, raced = compaction._compact_pairs, []
+    real, raced = compaction.compact_pairs, []
 
     def slow(*arguments):
         draft = real(*arguments)
@@ -350,7 +350,7 @@ def test_a_lost_race_for_a_snapshot_number_is_run_again(tmp_path: Path, monkeypa
             compact(folder)  # another process is faster
         return draft
 
-    monkeypatch.setattr(compaction, "_compact_pairs", slow)
+    monkeypatch.setattr(compaction, "compact_pairs", slow)
     assert compact(folder).snapshot == 0
     assert snapshot_numbers(folder) == [0]
     assert not list(folder.rglob(".tmp-*"))
@@ -425,7 +425,7 @@ def test_manifest_says_what_went_in(tmp_path: Path) -> None:
     folder = small_store(tmp_path)
     manifest = ScoreManifest.read(folder / "snapshots" / "00000000.json")
     assert manifest.counts == {"rows": 6, "queries": 2, "duplicates_dropped": 0, "failed": 0}
-    assert {part["unit"] for part in manifest.parts} == {p.stem for p in (folder / "parts").iterdir()}
+    assert manifest.units == {p.stem for p in (folder / "parts").iterdir()}
     values = np.array([value(np.array([q]), np.array([d]))[0] for q in range(2) for d in range(3)])
     assert manifest.stats["mean"] == pytest.approx(values.mean())
     assert manifest.stats["std"] == pytest.approx(values.std(), rel=1e-5)

@@ -22,8 +22,8 @@ from structkd.ids import Ids, Pairs, Texts
 from structkd.scores import CachedScorer, PairScores, StoredScorer, TeacherSpec
 from structkd.scores._lookup import find_numba, find_numpy
 from structkd.scores.compaction import compact
-from structkd.scores.log import PairLog
-from structkd.scores.manifest import sealed
+from structkd.scores.log import PairLog, Unit
+from structkd.scores.manifest import ScoreManifest, sealed
 from structkd.scores.parts import split_keys
 from structkd.scores.snapshot import latest, map_csr
 
@@ -233,15 +233,20 @@ def test_float16_where_it_is_enough_and_float32_where_it_is_not(tmp_path: Path) 
     assert compact(tmp_path / "dot", dtype="float32").snapshot == 2
 
 
-def test_files_split_by_query_ranges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file_rows", [400, 1000])  # a sorted piece a file, and pieces spooled into one file
+def test_files_split_by_query_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_rows: int) -> None:
+    from structkd.scores import compact_pairs
+
     queries, documents, values, slow = random_pairs(3000)
     scores.write_pairs(tmp_path, SPEC, queries, documents, values)
     log = PairLog.open(tmp_path, SPEC)
     more = log.queries.extend(["late"], [None]), log.documents.extend(["d1"], [None])
     log.commit(log.unit(*more), np.array([0.5]))
+    monkeypatch.setattr(compact_pairs, "FILE_ROWS", file_rows)
     manifest = compact(tmp_path, dtype="float32", max_rows=400)
-    assert len(manifest.files) > 5
-    assert max(entry["rows"] for entry in manifest.files) <= 400
+    assert len(manifest.files) > 3000 // file_rows
+    assert max(entry["rows"] for entry in manifest.files) <= file_rows
+    assert not list(tmp_path.rglob(".tmp-*"))
     bounds = [(entry["lo"], entry["hi"]) for entry in manifest.files]
     assert all(low[1] <= high[0] for low, high in pairwise(bounds))
     store = PairScores.open(tmp_path)
@@ -261,6 +266,46 @@ def test_arrow_reads_the_snapshot_without_us(tmp_path: Path) -> None:
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     assert table.schema.types == [pa.uint32(), pa.list_(pa.uint32()), pa.list_(pa.float16())]
     assert table.to_pydict() == {"q": [0, 1], "doc": [[0, 1], [1]], "score": [[1.0, 2.0], [3.0]]}
+
+
+def test_few_new_parts_become_a_file_of_their_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    keys = rng.permutation(40 * 100)[:3000]
+    queries, documents = [f"q{key // 100}" for key in keys], [f"d{key % 100}" for key in keys]
+    values = rng.normal(size=3000) * 5
+    for folder in ("grown", "whole"):
+        scores.write_pairs(tmp_path / folder, SPEC, queries[:2000], documents[:2000], values[:2000])
+    for low, high in ((2000, 2400), (2350, 3000)):  # the overlap is scored twice, with equal scores
+        log = PairLog.open(tmp_path / "grown", SPEC)
+        rows = log.queries.extend(queries[low:high], [None] * (high - low))
+        unit = log.unit(rows, log.documents.extend(documents[low:high], [None] * (high - low)))
+        place = {(q, d): v for q, d, v in zip(queries, documents, values, strict=True)}
+        names = [(log.queries.ids[q], log.documents.ids[d]) for q, d in zip(*unit_rows(unit), strict=True)]
+        log.commit(unit, np.array([place[name] for name in names]))
+        manifest = compact(tmp_path / "grown")
+    scores.write_pairs(tmp_path / "whole", SPEC, queries, documents, values)
+    whole = compact(tmp_path / "whole", full=True)
+    assert len(manifest.files) == 3
+    assert manifest.files[0] == ScoreManifest.read(tmp_path / "grown" / "snapshots" / "00000000.json").files[0]
+    assert (manifest.counts["rows"], manifest.counts["queries"]) == (3000, 40)
+    assert manifest.counts["duplicates_dropped"] == 50
+    grown, store = scores.open(tmp_path / "grown"), scores.open(tmp_path / "whole")
+    np.testing.assert_array_equal(grown.lookup(queries, documents), store.lookup(queries, documents))
+    assert grown.list("q7")[0] == store.list("q7")[0]
+    for name in ("min", "max", "mean", "std"):
+        assert manifest.stats[name] == pytest.approx(whole.stats[name], rel=1e-3)
+    assert manifest.stats["margin"]["mean"] == pytest.approx(whole.stats["margin"]["mean"], rel=1e-3)
+    assert manifest.quant_error["rms"] == pytest.approx(whole.quant_error["rms"], rel=1e-2)
+    assert scores.verify(tmp_path / "grown").ok
+    merged = compact(tmp_path / "grown", full=True)
+    assert len(merged.files) == 1
+    assert merged.counts["rows"] == 3000
+    again = scores.open(tmp_path / "grown")
+    np.testing.assert_array_equal(again.lookup(queries, documents), store.lookup(queries, documents))
+
+
+def unit_rows(unit: Unit) -> tuple[np.ndarray, np.ndarray]:
+    return unit.query_rows, unit.document_rows
 
 
 # conflicts
