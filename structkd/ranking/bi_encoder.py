@@ -144,7 +144,8 @@ class BiScorer(NeuralScorer):
         cache = self._queries if side == "query" else self._documents
         self.encoded += len(texts)
         tokens = cache.get(texts)
-        vectors = in_batches(tokens, self._budget(tokens), self._encode)
+        budget = self._budget(tokens)
+        vectors = in_batches(tokens, budget, self._encode, model=self.model, recompute=self.recompute)
         return nn.functional.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 
     def save(self, folder: str | Path) -> None:
@@ -178,7 +179,7 @@ class BiScorer(NeuralScorer):
         """Static vectors have no padding to save, and each piece would cost a gradient of the whole vocabulary."""
         if self._static:
             return len(tokens) * max((len(ids) for ids in tokens), default=1)
-        return token_budget()
+        return token_budget(self.model.device)
 
     @property
     def _static(self) -> bool:

@@ -80,8 +80,8 @@ class CrossScorer(NeuralScorer):
         texts = [(pairs.queries.texts[q], pairs.documents.texts[d]) for q, d in distinct.T]
         tokens = self._tokens.get(texts)
         self.encoded += len(tokens)
-        budget = token_budget()
-        logits = in_batches(tokens, budget, self._encode)
+        budget = token_budget(self.model.device)
+        logits = in_batches(tokens, budget, self._encode, model=self.model, recompute=self.recompute)
         return logits[torch.as_tensor(position.reshape(-1), device=logits.device)]
 
     @torch.no_grad()

@@ -3,26 +3,30 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from structkd.errors import DataError
 from structkd.ids import fingerprint_json
 
+Out = TypeVar("Out")
+
 TOKEN_BUDGET = 16_384
-"Tokens, padding included, that one forward pass takes when no gradient is kept; one text always fits."
+"Tokens, padding included, that one forward pass takes on a GPU; one text always fits."
 
-_MICRO_BUDGET = 4_096  # with gradient: small enough that sorting by length saves padding, large enough to fill a core
+_CPU_BUDGET = 1_024  # activations stay in the cache of a core, and sorting by length saves padding
 
 
-def token_budget() -> int:
-    """Tokens of one forward pass, with gradient or without."""
-    return _MICRO_BUDGET if torch.is_grad_enabled() else TOKEN_BUDGET
+def token_budget(device: torch.device | None = None) -> int:
+    """Tokens of one forward pass on a device (None: the CPU)."""
+    return _CPU_BUDGET if device is None or device.type == "cpu" else TOKEN_BUDGET
 
 
 class TokenCache:
@@ -67,18 +71,88 @@ def padded(tokens: Sequence[NDArray[np.int32]], tokenizer: Any) -> dict[str, Any
 
 
 def in_batches(
-    tokens: Sequence[NDArray[np.int32]], budget: int, encode: Callable[[list[NDArray[np.int32]]], Tensor]
+    tokens: Sequence[NDArray[np.int32]],
+    budget: int,
+    encode: Callable[[list[NDArray[np.int32]]], Tensor],
+    *,
+    model: nn.Module | None = None,
+    recompute: bool = False,
 ) -> Tensor:
-    """Encode sequences in batches of similar length within a token budget; rows come back in input order."""
+    """Encode sequences in batches of similar length within a token budget; rows come back in input order.
+
+    Args:
+        tokens: one array per sequence, token ids along the last axis (in the first row, where there are several).
+        budget: padded tokens of a batch.
+        encode: a batch of sequences to one row each.
+        model: where the token embedding is looked for, to gather its rows once for all batches.
+        recompute: gradient caching, see `Pieces`.
+    """
     if not tokens:
         return torch.empty(0)
     lengths = np.asarray([ids.shape[-1] for ids in tokens])
     order = np.argsort(lengths, kind="stable")
-    parts = [encode([tokens[i] for i in batch]) for batch in length_batches(lengths, order, budget)]
+    pieces = Pieces(tokens, model, recompute)
+    parts = [pieces.run(encode, [tokens[i] for i in batch]) for batch in length_batches(lengths, order, budget)]
     back = np.empty(len(order), dtype=np.int64)
     back[order] = np.arange(len(order))
     whole = torch.cat(parts)
     return whole[torch.as_tensor(back, device=whole.device)]
+
+
+class Pieces:
+    """How the batches of one training step run: token vectors gathered once, activations kept or made again.
+
+    A batch of its own would write a gradient of the whole vocabulary (47 MB at 30,522 x 384); the rows that the step
+    needs are gathered once instead, so that a batch adds to some thousand rows. Values and gradients are the same.
+
+    With `recompute` a batch keeps its output only and is run again, with the same dropout, when its gradient is there:
+    the gradient caching of Gao et al. 2021 (section 3), exact, in the memory of one batch for one more forward pass.
+    """
+
+    def __init__(self, tokens: Sequence[NDArray[np.int32]], model: nn.Module | None, recompute: bool) -> None:
+        self._recompute = recompute and torch.is_grad_enabled()
+        self._embedding = token_embedding(model) if model is not None and torch.is_grad_enabled() else None
+        if self._embedding is not None:
+            ids = [np.asarray([self._embedding.padding_idx or 0]), *(np.atleast_2d(one)[0] for one in tokens)]
+            needed = torch.as_tensor(np.unique(np.concatenate(ids)).astype(np.int64)).to(self._embedding.weight.device)
+            padding = self._embedding.padding_idx
+            self._rows = nn.functional.embedding(needed, self._embedding.weight, padding_idx=padding)
+            self._place = torch.full((self._embedding.num_embeddings,), -1, device=needed.device)
+            self._place[needed] = torch.arange(len(needed), device=needed.device)
+
+    def run(self, encode: Callable[[list[NDArray[np.int32]]], Out], batch: list[NDArray[np.int32]]) -> Out:
+        """What `encode` makes of the batch."""
+        if not self._recompute:
+            return self._gathered(encode, batch)
+        again: Out = checkpoint(self._gathered, encode, batch, use_reentrant=False)
+        return again
+
+    def _gathered(self, encode: Callable[[list[NDArray[np.int32]]], Out], batch: list[NDArray[np.int32]]) -> Out:
+        """Run with the embedding's look-up replaced (here, so that a second run in the backward pass has it too)."""
+        if self._embedding is None:
+            return encode(batch)
+        whole = self._embedding.forward
+
+        def gathered(ids: Tensor) -> Tensor:
+            places = self._place[ids]
+            return whole(ids) if bool((places < 0).any()) else nn.functional.embedding(places, self._rows)
+
+        self._embedding.__dict__["forward"] = gathered
+        try:
+            return encode(batch)
+        finally:
+            del self._embedding.__dict__["forward"]
+
+
+def token_embedding(model: nn.Module) -> nn.Embedding | None:
+    """The table that a transformer looks token ids up in; None without one, or where it does more than look up."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            found = module.get_input_embeddings()
+            plain = type(found) is nn.Embedding and "forward" not in found.__dict__
+            ordinary = plain and found.max_norm is None and not found.scale_grad_by_freq and not found.sparse
+            return found if ordinary and found.weight.requires_grad else None
+    return None
 
 
 def length_batches(lengths: NDArray[np.int64], order: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
