@@ -5,6 +5,7 @@ old files removed.
 """
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from structkd.errors import DataError, UsageError
-from structkd.files import atomic_path, sha256_file, sync_folder
+from structkd.files import atomic_path, sha256_file, sync_file, sync_folder
 from structkd.ids import Ids, fingerprint_fields
 from structkd.index.manifest import MANIFEST, IndexManifest, StoredFile, package_versions, write_manifest
 from structkd.index.names import check_ids, id_arrays, row_number_arrays
@@ -42,6 +43,23 @@ class Draft:
         with atomic_path(self.folder / name) as temporary:
             yield temporary
         self._names.append(name)
+
+    @contextmanager
+    def directory(self, stem: str) -> Iterator[Path]:
+        """A folder to write what an engine keeps in many files; complete in its place at the end of the block."""
+        place = self.folder / f"{stem}-{self.tag}"
+        temporary = self.folder / f".tmp-{place.name}"
+        temporary.mkdir()
+        try:
+            yield temporary
+            written = sorted(path for path in temporary.rglob("*") if path.is_file())
+            for path in written:
+                sync_file(path)
+            temporary.rename(place)
+            sync_folder(self.folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._names += [f"{place.name}/{path.relative_to(temporary)}" for path in written]
 
     def stored(self, manifest: IndexManifest) -> "Stored":
         """What is already written, to read while the rest is built."""
@@ -69,11 +87,11 @@ class Draft:
 
     def commit(self, manifest: IndexManifest) -> IndexManifest:
         """Write the manifest last, then remove what no longer belongs to the index."""
-        paths = [self.folder / name for name in self._names]
-        files = tuple(StoredFile(path.name, path.stat().st_size, sha256_file(path)) for path in paths)
+        paths = {name: self.folder / name for name in self._names}
+        files = tuple(StoredFile(name, path.stat().st_size, sha256_file(path)) for name, path in paths.items())
         complete = replace(manifest, files=files, built=package_versions())
         write_manifest(self.folder, complete)
-        _remove_others(self.folder, keep={MANIFEST, *self._names})
+        _remove_others(self.folder, keep={MANIFEST, *(name.split("/")[0] for name in self._names)})
         return complete
 
 
@@ -131,6 +149,10 @@ def _ours(name: str) -> bool:
 def _remove_others(folder: Path, keep: set[str]) -> None:
     """Remove files of earlier builds, complete or killed."""
     for path in folder.iterdir():
-        if path.name not in keep and path.is_file() and _ours(path.name):
+        if path.name in keep or not _ours(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
     sync_folder(folder)

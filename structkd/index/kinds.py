@@ -28,7 +28,7 @@ from structkd.index.vectors import Metric, Vectors, as_tensor, resolve_device
 from structkd.progress import note
 
 DEFAULT_RECALL = 0.95
-TEXT_KINDS = ("bm25",)
+TEXT_KINDS = ("bm25", "lucene")
 
 
 def build(
@@ -168,7 +168,7 @@ def build_text(
 
     Args:
         documents: texts under their ids, usually "title text".
-        kind: "bm25".
+        kind: "bm25" (bm25s, no Java) or "lucene" (Lucene through pyserini).
         k1: saturation of the word count.
         b: how much the document's length counts, 0 to 1.
         out: folder; None: a temporary folder that goes with the index.
@@ -176,6 +176,7 @@ def build_text(
     Raises:
         DataError: no documents, or k1 or b out of range.
         UsageError: an unknown kind.
+        MissingExtraError: "lucene" without its extra, or without Java.
     """
     if kind not in TEXT_KINDS:
         raise UsageError(f"kind {kind!r} is no text index; expected one of {', '.join(TEXT_KINDS)}.")
@@ -184,7 +185,8 @@ def build_text(
     with _folder(out) as (folder, owner):
         began = time.perf_counter()
         target = draft(folder)
-        _opener(kind).write(target, documents, k1, b)
+        engine = _opener(kind)
+        engine.write(target, documents, k1, b)
         corpus = target.ids(documents.ids, len(documents))
         target.commit(
             IndexManifest(
@@ -192,7 +194,7 @@ def build_text(
                 metric=kind,
                 count=len(documents),
                 corpus=corpus,
-                parameters={"k1": k1, "b": b, "stop_words": "english", "stemmer": "snowball english"},
+                parameters={"k1": k1, "b": b} | engine.ANALYSIS,
                 build_seconds=round(time.perf_counter() - began, 3),
             )
         )
@@ -253,6 +255,16 @@ def _open_bm25(stored: Stored, device: str) -> LexicalIndex:
     return index
 
 
+def _open_lucene(stored: Stored, device: str) -> LexicalIndex:
+    index: LexicalIndex = _opener("lucene").LuceneIndex(stored)
+    return index
+
+
+def _open_milvus(stored: Stored, device: str) -> VectorIndex:
+    index: VectorIndex = _opener("milvus").MilvusIndex(stored)
+    return index
+
+
 INDEXES: Mapping[str, Callable[[Stored, str], VectorIndex | LexicalIndex | MultiVectorIndex]] = {
     "flat": _open_flat,
     "faiss-flat": _open_ann,
@@ -261,7 +273,15 @@ INDEXES: Mapping[str, Callable[[Stored, str], VectorIndex | LexicalIndex | Multi
     "hnsw": _open_ann,
     "multi-vector": _open_multi,
     "bm25": _open_bm25,
+    "lucene": _open_lucene,
+    "milvus": _open_milvus,
 }
+
+_ENGINES = {  # kind: module, package that it imports, extra that brings it
+    "bm25": ("lexical", "bm25s", "test"),
+    "lucene": ("lucene", "jnius_config", "lucene"),
+    "milvus": ("milvus", "pymilvus", "milvus"),
+} | dict.fromkeys(FAISS_KINDS, ("ann", "faiss", "cpu"))
 
 
 def _opener(kind: str) -> Any:
@@ -270,9 +290,10 @@ def _opener(kind: str) -> Any:
     Raises:
         MissingExtraError: with the install line.
     """
-    module, package, extra = {"bm25": ("lexical", "bm25s", "test")}.get(kind, ("ann", "faiss", "cpu"))
+    module, package, extra = _ENGINES[kind]
     if importlib.util.find_spec(package) is None:
-        raise MissingExtraError(package, extra, f"the index kind {kind!r}")
+        shown = {"jnius_config": "pyserini"}.get(package, package)
+        raise MissingExtraError(shown, extra, f"the index kind {kind!r}")
     return importlib.import_module(f"structkd.index.{module}")
 
 

@@ -19,6 +19,7 @@ from structkd.ordering import top_k
 
 _STOP_WORDS = "english"
 _STEMMER = "english"
+ANALYSIS = {"stop_words": _STOP_WORDS, "stemmer": f"snowball {_STEMMER}"}
 _BACKEND = "numpy"  # named, so that an installed numba does not change which code runs
 
 
