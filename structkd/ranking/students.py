@@ -10,6 +10,8 @@ from structkd.ids import Texts
 from structkd.ranking.bi_encoder import BiScorer
 from structkd.ranking.cross_encoder import CrossScorer
 from structkd.ranking.multi_vector import MultiVectorScorer, Variant
+from structkd.ranking.prett import PrettScorer
+from structkd.ranking.prett_model import PrettConfig
 from structkd.ranking.scorer import NeuralScorer, saved_as
 from structkd.ranking.static import StaticScorer
 from structkd.ranking.tk import TkConfig, TkModel, TkScorer
@@ -62,6 +64,14 @@ def _colbert(wish: _Wish) -> NeuralScorer:
     return MultiVectorScorer(init, variant=wish.variant, document_length=wish.max_length, seed=wish.seed)
 
 
+def _prett(wish: _Wish) -> NeuralScorer:
+    init = Path(_needed(wish.init, "prett"))
+    if (init / "structkd.json").is_file():
+        return PrettScorer.open(init)
+    config = PrettConfig() if wish.max_length is None else PrettConfig(document_length=wish.max_length)
+    return PrettScorer.fresh(str(wish.init), config, seed=wish.seed)
+
+
 def _cat(wish: _Wish) -> NeuralScorer:
     return CrossScorer(_needed(wish.init, "cat"), max_length=wish.max_length, seed=wish.seed)
 
@@ -86,6 +96,7 @@ def _tk(wish: _Wish) -> NeuralScorer:
 STUDENTS: dict[str, Callable[[_Wish], NeuralScorer]] = {
     "dot": _dot,
     "colbert": _colbert,
+    "prett": _prett,
     "tk": _tk,
     "cat": _cat,
     "static": _static,
@@ -126,7 +137,7 @@ def _own(path: Path) -> NeuralScorer:
     return OWN_FORMATS[kind](path)
 
 
-OWN_FORMATS: dict[str, Callable[[Path], NeuralScorer]] = {"tk": TkScorer.open}
+OWN_FORMATS: dict[str, Callable[[Path], NeuralScorer]] = {"prett": PrettScorer.open, "tk": TkScorer.open}
 "Kind that a folder's structkd.json names -> opener."
 
 
