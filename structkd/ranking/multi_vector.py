@@ -11,6 +11,7 @@ Two variants of the paper's student (Khattab and Zaharia 2020; Hofstatter et al.
 
 import string
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ from structkd.ranking.scorer import (
     weights_sha256,
     whole_folder,
 )
-from structkd.ranking.tokens import TokenCache, length_batches, padded, token_budget, tokenizer_sha256
+from structkd.ranking.tokens import Pieces, TokenCache, length_batches, padded, token_budget, tokenizer_sha256
 from structkd.scores.manifest import TeacherSpec
 
 Variant = Literal["stanford", "matchmaker"]
@@ -188,8 +189,9 @@ class MultiVectorScorer(NeuralScorer):
         self.encoded += len(texts)
         lengths = np.asarray([pair.shape[1] for pair in tokens], dtype=np.int64)
         parts, counts, order = [torch.empty(0, self.dimension, device=self.model.device)], [], []
-        for batch in length_batches(lengths, np.argsort(lengths, kind="stable"), token_budget()):
-            vectors, mask = self._encode([tokens[i] for i in batch], side)
+        pieces, encode = Pieces(tokens, self.model, self.recompute), partial(self._encode, side=side)
+        for batch in length_batches(lengths, np.argsort(lengths, kind="stable"), token_budget(self.model.device)):
+            vectors, mask = pieces.run(encode, [tokens[i] for i in batch])
             parts.append(vectors[mask])
             counts.append(mask.sum(1).cpu().numpy())
             order.append(batch)

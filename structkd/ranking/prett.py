@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from structkd.ranking.scorer import (
     weights_sha256,
     whole_folder,
 )
-from structkd.ranking.tokens import TokenCache, length_batches, padded, token_budget, tokenizer_sha256
+from structkd.ranking.tokens import Pieces, TokenCache, length_batches, padded, token_budget, tokenizer_sha256
 from structkd.scores.manifest import TeacherSpec
 
 _DOCUMENTS_AT_ONCE = 256  # whose states are held while their pairs are scored
@@ -156,10 +157,9 @@ class PrettScorer(NeuralScorer):
         lengths = np.asarray([len(ids) for ids in tokens], dtype=np.int64)
         order = np.argsort(lengths, kind="stable")
         parts = [torch.empty(0, self.model.head.in_features, device=self.model.head.weight.device)]
-        for batch in length_batches(lengths, order, token_budget()):
-            features = padded([tokens[i] for i in batch], self.tokenizer)
-            mask = features["attention_mask"].bool().to(parts[0].device)
-            parts.append(self.model.lower(features["input_ids"].to(parts[0].device), mask, side)[mask].float())
+        pieces, run = Pieces(tokens, self.model.body, self.recompute), partial(self._lower, side=side)
+        for batch in length_batches(lengths, order, token_budget(parts[0].device)):
+            parts.append(pieces.run(run, [tokens[i] for i in batch]))
         starts = np.empty_like(lengths)
         starts[order] = np.cumsum(lengths[order]) - lengths[order]
         return Ragged(torch.cat(parts), starts, lengths)
@@ -214,7 +214,8 @@ class PrettScorer(NeuralScorer):
         order = np.argsort(lengths, kind="stable")
         both = torch.cat([left.vectors, right.vectors])
         scores = [both.new_zeros(0)]
-        for batch in length_batches(lengths, order, token_budget()):
+        pieces = Pieces([], None, self.recompute)
+        for batch in length_batches(lengths, order, token_budget(both.device)):
             width = int(lengths[batch].max())
             places = np.zeros((len(batch), width), dtype=np.int64)
             for row, pair in enumerate(batch):
@@ -223,10 +224,21 @@ class PrettScorer(NeuralScorer):
                 places[row, :first] = left.starts[query] + np.arange(first)
                 places[row, first : first + second] = len(left.vectors) + right.starts[document] + np.arange(second)
             mask = torch.from_numpy(np.arange(width)[None] < lengths[batch][:, None]).to(both.device)
-            scores.append(self.model.upper(both[torch.from_numpy(places).to(both.device)], mask))
+            run = partial(self._upper, both, torch.from_numpy(places).to(both.device), mask)
+            scores.append(pieces.run(run, []))
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return torch.cat(scores)[torch.from_numpy(back).to(both.device)]
+
+    def _lower(self, tokens: list[NDArray[np.int32]], *, side: Side) -> Tensor:
+        """States of a padded batch, the padding taken out again."""
+        features = padded(tokens, self.tokenizer)
+        device = self.model.head.weight.device
+        mask = features["attention_mask"].bool().to(device)
+        return self.model.lower(features["input_ids"].to(device), mask, side)[mask].float()
+
+    def _upper(self, states: Tensor, places: Tensor, mask: Tensor, _: list[NDArray[np.int32]]) -> Tensor:
+        return self.model.upper(states[places], mask)
 
     def _tokenise(self, texts: list[str], side: Side) -> list[NDArray[np.int32]]:
         """`[CLS] q [SEP]` or `d [SEP]`: the document's own [CLS] is dropped."""

@@ -14,6 +14,9 @@ from structkd.ranking import tokens
 from structkd.ranking.data import Collection
 from structkd.ranking.maxsim import Ragged, maxsim
 from structkd.ranking.multi_vector import MultiVectorScorer
+from structkd.ranking.prett import PrettScorer
+from structkd.ranking.prett_model import PrettConfig
+from structkd.ranking.scorer import NeuralScorer
 from structkd.ranking.students import load_student, student
 
 VARIANTS = ["stanford", "matchmaker"]
@@ -139,7 +142,7 @@ def test_scores_depend_on_no_other_pair(variant: str, tiny: str, pairs: Pairs, m
     together = scorer.score(pairs)
     alone = torch.cat([scorer.score(pairs.take([i])) for i in range(len(pairs))])
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(tokens, "TOKEN_BUDGET", 1)
+    monkeypatch.setattr(tokens, "_CPU_BUDGET", 1)
     torch.testing.assert_close(scorer.score(pairs), together, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scorer.eval()(pairs), together, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr("structkd.ranking.multi_vector._DOCUMENTS_AT_ONCE", 3)
@@ -175,6 +178,27 @@ def test_training_moves_every_part_and_encodes_each_text_once(tiny: str, pairs: 
     moved = {name for name, p in scorer.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any("linear" in name for name in moved)
     assert any("encoder.layer.0" in name for name in moved)
+
+
+@pytest.mark.parametrize("kind", ["colbert", "prett"])
+def test_gradient_caching_changes_no_gradient(kind: str, tiny: str, pairs: Pairs) -> None:
+    """With dropout: a batch that is run again draws the same masks."""
+    found = []
+    for recompute in (False, True):
+        scorer = _small_student(kind, tiny).train()
+        scorer.recompute = recompute
+        torch.manual_seed(4)
+        scorer(pairs).square().sum().backward()
+        found.append({name: p.grad for name, p in scorer.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def _small_student(kind: str, tiny: str) -> NeuralScorer:
+    if kind == "colbert":
+        return MultiVectorScorer(tiny)
+    return PrettScorer.fresh(tiny, PrettConfig(query_length=12, document_length=40))
 
 
 def test_an_empty_document_and_a_query_of_masks_have_finite_scores(tiny: str) -> None:
