@@ -1,0 +1,262 @@
+"""Distillation speed beside the sentence-transformers trainer with MarginMSELoss; some ten minutes on one core.
+
+    python benchmarks/bench_ranking_trainer.py --data DIR_OF_COLLECTIONS --init ALL_MINILM_L6_V2 --work DIR --out FILE
+
+Three arms train the same two layers of all-MiniLM-L6-v2 on the same lists of 16 (the teacher's first document against
+15 others), equal steps, equal comparisons a step, learning rate, schedule, dropout and precision (float32):
+
+    structkd   lists; each query and document encoded once a step
+    rows       sentence-transformers, one row per list: query, positive, 15 negatives
+    triples    sentence-transformers, one row per (query, positive, negative)
+
+Arms take turns in one process, one thread. Seconds are processor seconds of the training call (tokenising, batching,
+optimizer; not the making of the trainer and its rows), so that a busy machine cannot favour one of them; wall seconds
+stand beside. Peak memory is that of a process of its own per arm. Finished parts are kept in FILE and not run again.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MarginMSELoss
+from sentence_transformers.util import pairwise_dot_score
+
+from structkd.files import read_json, write_json
+from structkd.objectives import margin_mse
+from structkd.ranking.data import Collection, load
+from structkd.ranking.encoders import BiScorer
+from structkd.ranking.evaluate import EvaluationResult, compare, evaluate_model
+from structkd.ranking.negatives import bm25_candidates
+from structkd.ranking.train import Batch, FitConfig, Lists, fit, lists_of, scored_grid
+from structkd.runs import versions
+from structkd.trec import read_run
+
+SIZE, RATE, SCALE = 16, 1e-4, 20.0
+ARMS = ("structkd", "rows", "triples")
+
+
+def two_layers(init: str) -> SentenceTransformer:
+    """The third and the last layer of the six."""
+    model = SentenceTransformer(init, device="cpu")
+    encoder = model[0].auto_model.encoder
+    encoder.layer = torch.nn.ModuleList([encoder.layer[2], encoder.layer[5]])
+    model[0].auto_model.config.num_hidden_layers = 2
+    return model
+
+
+def training_lists(data: Path, name: str, queries: int) -> Lists:
+    """Lists of 16 with standardised scores: SPLADE++ on msmarco-dl22, BM25 elsewhere; the best document first."""
+    folder = data / name
+    if name == "msmarco-dl22":
+        collection, run = load(folder), read_run(folder / "runs" / "splade_p_p_ensemble_distil.tsv")
+    else:
+        collection = load(folder, "train") if (folder / "train.json").is_file() else load(folder)
+        some = collection.with_queries(list(collection.queries.ids)[: 2 * queries])
+        run = bm25_candidates(some, 100)
+    kept: list[tuple[int, NDArray[np.int64]]] = []
+    targets = []
+    for query, (documents, scores) in run.lists.items():
+        if len(documents) < SIZE or len(kept) == queries:
+            continue
+        chosen = np.linspace(0, len(documents) - 1, SIZE).astype(int)  # from the whole list, the best first
+        rows = collection.documents.ids.rows([documents[i] for i in chosen])
+        kept.append((int(collection.queries.ids.rows([query])[0]), rows))
+        values = np.asarray(scores, dtype=np.float64)[chosen]
+        targets.append((values - values.mean()) / values.std())
+    return lists_of(collection.queries, collection.documents, kept, np.concatenate(targets).astype(np.float32))
+
+
+def rows_of(lists: Lists, triples: bool) -> Dataset:
+    """The lists as the rows that sentence-transformers trains on; the label is the margin."""
+    pairs = lists.pairs()
+    queries, documents = pairs.query_texts, pairs.document_texts
+    rows: list[dict[str, Any]] = []
+    for low in lists.offsets[:-1]:
+        margins = (lists.targets[low] - lists.targets[low + 1 : low + SIZE]).tolist()
+        first = {"query": queries[low], "positive": documents[low]}
+        if triples:
+            rows += [first | {"negative": documents[low + 1 + i], "label": value} for i, value in enumerate(margins)]
+        else:
+            others = {f"negative_{i}": documents[low + i] for i in range(1, SIZE)}
+            rows.append(first | others | {"label": margins})
+    return Dataset.from_list(rows)
+
+
+def scaled(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The model normalises its vectors: this is 20 times the cosine."""
+    return SCALE * pairwise_dot_score(a, b)
+
+
+def structkd_arm(
+    model: SentenceTransformer, lists: Lists, batch_lists: int, steps: int, seed: int, work: Path
+) -> Callable[[], Any]:
+    def loss_of(student: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return margin_mse(SCALE * scored_grid(student, batch), batch.targets, mask=batch.mask, pairs="first")
+
+    config = FitConfig(
+        epochs=99, max_steps=steps, batch_lists=batch_lists, list_size=SIZE, learning_rate=RATE, seed=seed
+    )
+    student = BiScorer(model)
+    return lambda: fit(student, lists, loss_of, config)
+
+
+def library_arm(
+    model: SentenceTransformer, lists: Lists, batch_lists: int, steps: int, seed: int, work: Path, triples: bool
+) -> Callable[[], Any]:
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(work / "trainer"),
+        max_steps=steps,
+        per_device_train_batch_size=batch_lists * (SIZE - 1 if triples else 1),
+        learning_rate=RATE,
+        warmup_steps=max(1, round(0.1 * steps)),
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=seed,
+        use_cpu=True,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    data = rows_of(lists, triples)
+    loss = MarginMSELoss(model, similarity_fct=scaled)
+    return SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss).train
+
+
+def training(arm: str, model: SentenceTransformer, *rest: Any) -> Callable[[], Any]:
+    """One training of one arm, ready to start."""
+    torch.manual_seed(0)
+    return structkd_arm(model, *rest) if arm == "structkd" else library_arm(model, *rest, triples=arm == "triples")
+
+
+def timed(action: Callable[[], Any]) -> dict[str, float]:
+    wall, own = time.perf_counter(), time.process_time()
+    action()
+    return {"cpu_s": round(time.process_time() - own, 2), "wall_s": round(time.perf_counter() - wall, 2)}
+
+
+def peak(arm: str, init: str, data: str, name: str, batch_lists: int, work: str, out: Any) -> None:
+    """Two steps in a process of its own; its peak resident memory in MB."""
+    torch.set_num_threads(1)
+    lists = training_lists(Path(data), name, 2 * batch_lists)
+    training(arm, two_layers(init), lists, batch_lists, 2, 0, Path(work))()
+    out.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def peak_of(arm: str, options: argparse.Namespace, name: str, batch_lists: int) -> float:
+    context = multiprocessing.get_context("spawn")
+    out = context.Queue()
+    arguments = (arm, options.init, options.data, name, batch_lists, options.work, out)
+    process = context.Process(target=peak, args=arguments)
+    process.start()
+    value = float(out.get())
+    process.join()
+    return round(value, 1)
+
+
+def quality(model: SentenceTransformer, collection: Collection, data: Path, depth: int) -> EvaluationResult:
+    """Re-ranking of BM25's first documents of msmarco-dl19, which no arm was trained on."""
+    run = read_run(data / "msmarco-dl19" / "runs" / "bm25.tsv")
+    return evaluate_model(collection, BiScorer(model), candidates=run, depth=depth, measures="nDCG@10")
+
+
+def dl19(data: Path, work: Path) -> Collection:
+    """The collection with its full judgements."""
+    folder = work / "dl19"
+    if not (folder / "qrels.tsv").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("corpus.jsonl", "queries.jsonl"):
+            (folder / name).write_bytes((data / "msmarco-dl19" / name).read_bytes())
+        rows = (data / "msmarco-dl19" / "qrels.full.trec").read_text().split("\n")
+        (folder / "qrels.tsv").write_text("\n".join(rows))
+    return load(folder)
+
+
+def measure(options: argparse.Namespace, part: dict[str, Any], name: str) -> dict[str, Any]:
+    """All arms on one collection, in turn, `repeats` times; quality of the first training where it is asked for."""
+    data, work = Path(options.data), Path(options.work)
+    lists = training_lists(data, name, part["queries"])
+    seconds: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    results: dict[str, EvaluationResult] = {}
+    for repeat in range(part["repeats"]):
+        for arm in ARMS:
+            model = two_layers(options.init)
+            own = (lists, part["batch_lists"], part["steps"], repeat, work)
+            seconds[arm].append(timed(training(arm, model, *own)))
+            print(json.dumps({"part": part["part"], "arm": arm, **seconds[arm][-1]}), flush=True)
+            if part["quality"] and repeat == 0:
+                results[arm] = quality(model, dl19(data, work), data, part["quality"])
+    compared = part["steps"] * part["batch_lists"] * (SIZE - 1)
+    median = {arm: float(np.median([one["cpu_s"] for one in seconds[arm]])) for arm in ARMS}
+    found: dict[str, Any] = {
+        **part,
+        "comparisons": compared,
+        "seconds": seconds,
+        "pairs_per_cpu_second": {arm: round(compared / median[arm], 2) for arm in ARMS},
+        "speedup_over_rows": round(median["rows"] / median["structkd"], 2),
+        "speedup_over_triples": round(median["triples"] / median["structkd"], 2),
+    }
+    if results:
+        found["nDCG@10"] = {arm: round(result.measures["nDCG@10"], 4) for arm, result in results.items()}
+        before = quality(two_layers(options.init), dl19(data, work), data, part["quality"])
+        found["nDCG@10"]["before"] = round(before.measures["nDCG@10"], 4)
+        found["p_value"] = {
+            arm: round(compare(results[arm], results["structkd"], "nDCG@10").p_value, 4) for arm in ("rows", "triples")
+        }
+    found["peak_mb"] = {arm: peak_of(arm, options, name, part["batch_lists"]) for arm in ARMS}
+    return found
+
+
+PARTS: list[dict[str, Any]] = [
+    {"part": "msmarco-dl22", "queries": 72, "batch_lists": 8, "steps": 9, "repeats": 1, "quality": 30},
+    {"part": "msmarco-dl22, 2 lists a step", "queries": 12, "batch_lists": 2, "steps": 6, "repeats": 2, "quality": 0},
+    {"part": "scifact", "queries": 12, "batch_lists": 4, "steps": 3, "repeats": 1, "quality": 0},
+    {"part": "nfcorpus", "queries": 12, "batch_lists": 4, "steps": 3, "repeats": 1, "quality": 0},
+]
+
+
+def machine() -> str:
+    """Processor and cores."""
+    lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").is_file() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """The code's revision."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "init", "work", "out"):
+        parser.add_argument(f"--{name}", required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    out = Path(options.out)
+    kept = read_json(out)["parts"] if out.is_file() else []
+    for part in PARTS:
+        if not any(one["part"] == part["part"] for one in kept):
+            kept.append(measure(options, part, part["part"].split(",")[0]))
+            settings = {"list_size": SIZE, "learning_rate": RATE, "student_scale": SCALE, "threads": 1}
+            head = {"command": "python benchmarks/bench_ranking_trainer.py", "machine": machine(), "commit": commit()}
+            write_json(out, {**head, "versions": versions(), "settings": settings, "parts": kept})
+            print(json.dumps(kept[-1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
