@@ -45,6 +45,12 @@ class DistillConfig:
     patience: int = 50
     "Stop after so many epochs without a validation score that reaches the best."
 
+    batch_nodes: int = 0
+    "Nodes per optimiser step; 0: the whole graph in each step."
+
+    batch_edges: int = 0
+    "Edges drawn per step for the high-frequency term, with batch_nodes; 0: as many as nodes."
+
     watch_every: int = 0
     "Record agreement with the teacher per band every so many epochs; 0: never."
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch_geometric.data import Data
 
-from structkd.errors import DataError
+from structkd.errors import DataError, UsageError
 from structkd.graph.sparse import SparseMatrix
 from structkd.ids import fingerprint_arrays
 
@@ -231,6 +231,13 @@ def hide(task: GraphTask, setting: Setting, share: float = 0.2) -> GraphTask:
 def rows_of(x: Features, rows: Int[Tensor, " some"]) -> Features:
     """Some rows of dense or sparse features."""
     return x.rows(rows) if isinstance(x, SparseMatrix) else x[rows]
+
+
+def chunks(nodes: int, size: int) -> list[slice]:
+    """Consecutive slices of at most `size` rows."""
+    if size < 1:
+        raise UsageError(f"{size} nodes a batch: expected 1 or more.")
+    return [slice(first, min(nodes, first + size)) for first in range(0, nodes, size)]
 
 
 def _mask(value: Any, nodes: int, what: str) -> Tensor:

@@ -75,6 +75,7 @@ class Teaching:
         also: modules that are trained with it and then dropped.
         groups: parameter groups for the optimiser, None for one group of everything.
         target: what teaches, in words, where that is chosen.
+        steps: optimiser steps per epoch; loss_of is called once for each.
     """
 
     student: nn.Module
@@ -83,6 +84,7 @@ class Teaching:
     also: nn.Module | None = None
     groups: Sequence[Mapping[str, Any]] | None = None
     target: str = "teacher"
+    steps: int = 1
 
 
 @dataclass(frozen=True)

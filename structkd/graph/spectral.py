@@ -13,11 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from structkd.errors import UsageError
-from structkd.graph.data import GraphTask
+from structkd.graph import _sample
+from structkd.graph.data import GraphTask, chunks
 from structkd.graph.sparse import SparseMatrix
 
 Normalisation = Literal["symmetric", "row"]
 Signal = Float[Tensor, "nodes classes"]
+
+_LARGE = 1 << 24
+"Directed edges above which the matrix is not built."
+
+_BLOCK = 1 << 16
+"Rows that are summed at once."
 
 
 def propagation(task: GraphTask, self_loops: float = 1.0, normalisation: Normalisation = "symmetric") -> SparseMatrix:
@@ -34,8 +41,40 @@ def propagation(task: GraphTask, self_loops: float = 1.0, normalisation: Normali
     return weighted.with_values((weighted.values.to(torch.float64) * scale).to(torch.float32))
 
 
+def propagated(
+    task: GraphTask,
+    signal: Float[Tensor, "nodes width"],
+    self_loops: float = 1.0,
+    normalisation: Normalisation | Literal["none"] = "symmetric",
+    out: Float[Tensor, "nodes width"] | None = None,
+) -> Float[Tensor, "nodes width"]:
+    """`propagation(task, ...)` times a signal without the matrix; "none" is the plain sum A + self_loops I.
+
+    Needs the signal, the result and nothing else of either's size; both may be memory-mapped.
+    """
+    starts, columns = task.adjacency.starts.numpy(), task.adjacency.columns.numpy()
+    out = torch.empty_like(signal) if out is None else out
+    sums = np.diff(starts) + self_loops
+    safe = np.where(sums > 0, sums, 1.0)
+    ones = np.ones(len(safe), dtype=signal.numpy().dtype)
+    scales = {
+        "none": (ones, ones),
+        "row": (ones, (1 / safe).astype(ones.dtype)),
+        "symmetric": ((1 / np.sqrt(safe)).astype(ones.dtype),) * 2,
+    }
+    column_scale, row_scale = scales[normalisation]
+    loop = ones.dtype.type(self_loops)
+    source = signal.detach().contiguous().numpy()
+    for rows in chunks(len(source), _BLOCK):
+        block = out[rows].numpy()
+        _sample.neighbour_sums(starts, columns, source, column_scale, row_scale, loop, rows.start, block)
+    return out
+
+
 def low_pass(task: GraphTask, signal: Signal) -> Signal:
-    """S signal: node plus neighbours, normalised."""
+    """S signal: node plus neighbours, normalised. On large graphs S is only built where a gradient asks for it."""
+    if task.edge_index.shape[1] > _LARGE and not signal.requires_grad:
+        return propagated(task, signal)
     return _smoother(task, signal).product(signal)
 
 

@@ -44,6 +44,7 @@ def fit(
     seed: int,
     watch: Callable[[int], Mapping[str, float]] | None = None,
     groups: Sequence[Mapping[str, Any]] | None = None,
+    steps: int = 1,
 ) -> Fit:
     """Train in place until validation has not reached its best for `patience` epochs; load the best weights.
 
@@ -57,6 +58,7 @@ def fit(
             of the two decides the best epoch.
         watch: epoch -> further curve values, called in eval mode without gradient.
         groups: parameter groups with settings of their own; None: all parameters alike.
+        steps: optimiser steps per epoch; each calls loss_of, and the curve shows their mean.
 
     Raises:
         DataError: the loss is not a finite number.
@@ -69,7 +71,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for epoch in range(1, config.epochs + 1):
-            loss = _step(model, optimiser, loss_of, epoch)
+            loss = sum(_step(model, optimiser, loss_of, epoch) for _ in range(steps)) / steps
             (valid, valid_loss), seen = _look(model, validate, watch, epoch)
             history.append({"step": epoch, "loss": loss, "valid": valid, **seen})
             score = valid if config.select == "metric" else -valid_loss
