@@ -12,11 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from structkd.errors import UsageError
 from structkd.graph.config import DistillConfig, config_fields
-from structkd.graph.data import Features, GraphTask, rows_of
+from structkd.graph.data import Features, GraphTask, chunks, rows_of
 from structkd.graph.evaluate import metric_of, report
 from structkd.graph.inputs import RAW, Inputs
 from structkd.graph.lesson import Lesson, Method, Teaching
 from structkd.graph.methods import METHODS
+from structkd.graph.minibatch import BLOCK, teach_in_batches
 from structkd.graph.published import given
 from structkd.graph.spectral import band_agreement
 from structkd.graph.teacher import Teacher, check_scores
@@ -80,13 +81,14 @@ def distill(
     logits, seen, started = teacher_logits(task, teacher), task.observed, time.process_time()
     lesson = Lesson(seen, logits, config, seed, teacher if isinstance(teacher, Teacher) else None)
     check_needs(method, lesson)
-    teaching = method.teach(lesson)
+    batched = config.batch_nodes and method.needs != "nothing"
+    teaching = teach_in_batches(lesson) if batched else method.teach(lesson)
     x = teaching.inputs.seen(seen)
     preparing = time.process_time() - started
     watch = _watcher(seen, teaching.student, x, logits, config.watch_every)
     trained = teaching.student if teaching.also is None else nn.ModuleList([teaching.student, teaching.also])
     validate = _validation(seen, teaching.student, x)
-    result = fit(trained, teaching.loss_of, validate, _fit_config(config), seed, watch, teaching.groups)
+    result = fit(trained, teaching.loss_of, validate, _fit_config(config), seed, watch, teaching.groups, teaching.steps)
     metrics = _metrics(task, teaching, logits, result)
     metrics["cpu_seconds"] += preparing
     if run is not None:
@@ -127,10 +129,12 @@ def check_needs(method: Method, lesson: Lesson) -> None:
 
 @torch.no_grad()
 def predict(student: nn.Module, x: Features) -> Logits:
-    """The student's logits in eval mode."""
+    """The student's logits in eval mode; beyond 65536 rows, block by block."""
     student.eval()
-    out: Tensor = student(x)
-    return out
+    if x.shape[0] <= BLOCK:
+        whole: Tensor = student(x)
+        return whole
+    return torch.cat([student(rows_of(x, torch.arange(rows.start, rows.stop))) for rows in chunks(x.shape[0], BLOCK)])
 
 
 def _method(name: str) -> Method:
