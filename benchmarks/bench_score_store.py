@@ -1,23 +1,29 @@
-"""Score store against a dict of dicts: size, open time, memory, lookups per second, commit and compaction.
+"""Score store against a dict of dicts: size, open time, memory, lookups per second, commit and compaction, workers.
 
     python benchmarks/bench_score_store.py --pairs 20000000 --out benchmarks/results/score-store.json
+    python benchmarks/bench_score_store.py --pairs 160000000 --no-dict --limit-gb 4 --out FILE
 
 Generated pairs: each query has 100 distinct documents of 220,000 (cross-encoder-like scores, deviation 7). Lookups go
-in batches of 4096 pairs that are all there (256 queries x 16 documents), as a trainer asks. Every figure is the median
-of its rounds with the spread (largest minus smallest); each reader has a process, and so memory, of its own.
+in batches of 4096 pairs that are all there (256 queries x 16 documents), as a trainer asks. Each step has a process,
+and so memory, of its own; `--limit-gb` bounds its data segment. Rates are taken in short bursts: the best burst is what
+code and machine can do, median and spread say how busy the machine was. Random loads and a copy are measured in
+turn with them, in the same process. About 3 minutes for 20 million pairs, 10 for 160 million.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import pickle
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +31,27 @@ import numpy as np
 import psutil
 
 from structkd import scores
-from structkd.scores import PairScores, TeacherSpec
+from structkd.scores import NodeScores, PairScores, TeacherSpec
 from structkd.scores._lookup import find_numba, find_numpy
 from structkd.scores.compaction import compact
 from structkd.scores.log import PairLog
 
-LIST, DOCUMENTS, UNIT, BATCH = 100, 220_000, 20_000, 4096
+LIST, DOCUMENTS, UNIT, BATCH, BLOCK = 100, 220_000, 20_000, 4096, 1_000_000
+GROUP, ROUNDS = 4, 200  # batches in a burst of a millisecond or two: shorter than a turn of the scheduler
 SPEC = TeacherSpec("generated")
 
 
-def generated(pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Query rows, document rows, scores; ascending by key."""
-    rng = np.random.default_rng(0)
-    queries = np.repeat(np.arange(pairs // LIST), LIST)
-    step = DOCUMENTS // LIST
-    offsets = rng.integers(0, step, size=len(queries))  # one document of each stratum: distinct within a list
-    return queries, np.tile(np.arange(LIST) * step, pairs // LIST) + offsets, rng.normal(0, 7, len(queries))
-
-
-def rounds(count: int, work: Callable[[], float]) -> dict[str, float]:
-    """Median and spread of what `work` returns."""
-    values = [work() for _ in range(count)]
-    return {"median": statistics.median(values), "spread": max(values) - min(values)}
+def generated(pairs: int, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Query rows, document rows, scores of the pairs start .. stop-1; ascending by key."""
+    columns = []
+    for block in range(start // BLOCK, -(-(pairs if stop is None else stop) // BLOCK)):
+        rng = np.random.default_rng([0, block])
+        count = min(BLOCK, pairs - block * BLOCK)
+        queries = np.repeat(np.arange(block * BLOCK // LIST, (block * BLOCK + count) // LIST), LIST)
+        step = DOCUMENTS // LIST
+        offsets = rng.integers(0, step, size=count)  # one document of each stratum: distinct within a list
+        columns.append((queries, np.tile(np.arange(LIST) * step, count // LIST) + offsets, rng.normal(0, 7, count)))
+    return tuple(np.concatenate(column) for column in zip(*columns, strict=True))
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -55,77 +60,208 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def bursts(works: dict[str, Callable[[], float]]) -> dict[str, dict[str, float]]:
+    """Best, median and spread of the rates that each work returns; the works take turns."""
+    values: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(ROUNDS):
+        for name, work in works.items():
+            values[name].append(work())
+    return {
+        name: {"best": max(found), "median": statistics.median(found), "spread": max(found) - min(found)}
+        for name, found in values.items()
+    }
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # MB
+
+
 def fill(folder: Path, pairs: int) -> dict[str, Any]:
-    """Write and compact the store."""
-    queries, documents, values = generated(pairs)
+    """Commit the pairs unit by unit."""
     log = PairLog.open(folder, SPEC)
     num_queries = pairs // LIST
-    log.queries.extend([str(i) for i in range(num_queries)], [None] * num_queries)
+    for start in range(0, num_queries, 400_000):
+        ids = [str(i) for i in range(start, min(start + 400_000, num_queries))]
+        log.queries.extend(ids, [None] * len(ids))
     log.documents.extend([str(i) for i in range(DOCUMENTS)], [None] * DOCUMENTS)
     commits = []
-    for start in range(0, len(queries), UNIT):
-        unit = log.unit(queries[start : start + UNIT], documents[start : start + UNIT])
-        part = values[start : start + UNIT]
-        commits.append(timed(lambda unit=unit, part=part: log.commit(unit, part)))
-    seconds = timed(lambda: compact(folder))
-    size = sum(path.stat().st_size for path in (folder / "data").iterdir())
+    begun = time.perf_counter()
+    for block in range(0, pairs, BLOCK):
+        queries, documents, values = generated(pairs, block, min(block + BLOCK, pairs))
+        for start in range(0, len(queries), UNIT):
+            unit = log.unit(queries[start : start + UNIT], documents[start : start + UNIT])
+            part = values[start : start + UNIT]
+            commits.append(timed(lambda unit=unit, part=part: log.commit(unit, part)))
+    seconds = time.perf_counter() - begun
     return {
         "commit_ms": {
             "median": 1000 * statistics.median(commits),
             "p90": 1000 * sorted(commits)[len(commits) * 9 // 10],
         },
-        "compact_rows_per_second": pairs / seconds,
-        "bytes_per_pair": size / pairs,
-        "dtype": scores.open(folder).dtype,
+        "import_seconds": seconds,
+        "import_rows_per_second": pairs / seconds,
+        "import_peak_rss_mb": peak(),
     }
 
 
-def batches(store_rows: tuple[np.ndarray, np.ndarray], count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    queries, documents = store_rows
-    rng = np.random.default_rng(1)
-    out = []
-    for _ in range(count):
-        lists = rng.choice(len(queries) // LIST, BATCH // 16)
-        at = (lists[:, None] * LIST + rng.integers(0, LIST, (BATCH // 16, 16))).reshape(-1)
-        out.append((queries[at], documents[at]))
-    return out
+def compacted(folder: Path, pairs: int) -> dict[str, Any]:
+    seconds = timed(lambda: compact(folder))
+    size = sum(path.stat().st_size for path in (folder / "data").iterdir())
+    return {
+        "compact_seconds": seconds,
+        "compact_rows_per_second": pairs / seconds,
+        "compact_peak_rss_mb": peak(),
+        "bytes_per_pair": size / pairs,
+        "files": len(list((folder / "data").iterdir())),
+    }
+
+
+def scattered(pairs: int, count: int, path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Batches over all queries, made once and kept, so that making them is no part of a reader's memory."""
+    if not path.exists():
+        rng = np.random.default_rng(1)
+        picks = rng.choice(pairs // LIST, (count, BATCH // 16))
+        wanted, place = np.unique(picks, return_inverse=True)
+        documents = np.empty((len(wanted), LIST), dtype=np.int64)
+        for block in np.unique(wanted * LIST // BLOCK):
+            found = generated(pairs, block * BLOCK, min((block + 1) * BLOCK, pairs))[1].reshape(-1, LIST)
+            own = wanted * LIST // BLOCK == block
+            documents[own] = found[wanted[own] - block * BLOCK // LIST]
+        columns = rng.integers(0, LIST, (count, BATCH // 16, 16))
+        asked = documents[place.reshape(count, -1)[:, :, None], columns].reshape(count, -1)
+        np.save(path, np.stack([np.repeat(picks, 16, axis=1), asked]))
+    queries, documents = np.load(path)
+    return list(zip(queries, documents, strict=True))
 
 
 def read(folder: Path, pairs: int) -> dict[str, Any]:
     """Open the store and look up; in a process of its own."""
-    before = psutil.Process().memory_info().rss
-    opens = rounds(9, lambda: 1000 * timed(lambda: PairScores.open(folder)))
+    asked = scattered(pairs, 50, folder.parent / "asked.npy")
+    line = np.arange(1 << 26, dtype=np.int64)  # 512 MB, far beyond any cache
+    places = [np.random.default_rng(i).integers(0, len(line), BATCH) for i in range(50)]
+    process = psutil.Process()
+    find_numba(
+        np.zeros(1, np.int32),
+        np.zeros(2, np.int32),
+        np.zeros(1, np.uint32),
+        *[np.zeros(1, np.int64)] * 2,
+        0,
+        np.zeros(1, np.int64),
+    )
+    before = process.memory_full_info()
+    opens = [1000 * timed(lambda: PairScores.open(folder)) for _ in range(15)]
     store = PairScores.open(folder)
-    shard = store._shards[0]
-    asked = batches((np.repeat(np.asarray(shard.query_rows, np.int64), LIST), shard.documents.astype(np.int64)), 200)
-    (slots,) = store._slot_tables()
 
-    def kernel(find: Callable[..., None]) -> Callable[[], float]:
-        def work() -> float:
-            def every() -> None:
-                for queries, documents in asked:
-                    out = np.full(BATCH, -1, dtype=np.int64)
-                    find(slots, shard.offsets, shard.documents, queries, documents, 0, out)
-                    store.take(out)
+    shards = store._shards
+    positions = [store.positions_of_rows(*batch) for batch in asked]
+    assert all((found >= 0).all() for found in positions)
+    for found in positions:
+        store.take(found)
+    after = process.memory_full_info()
 
-            return len(asked) * BATCH / timed(every)
+    def look(find: Callable[..., None]) -> Callable[[Any], None]:
+        def work(batch: tuple[np.ndarray, np.ndarray]) -> None:
+            queries, documents = batch
+            out = np.full(BATCH, -1, dtype=np.int64)
+            for part, (first, slots), base in zip(shards.parts, shards.slots(), shards.bases[:-1], strict=True):
+                own = queries - first if first else queries
+                find(slots, part.offsets, part.documents, own, documents, int(base), out)
+            store.take(out)
 
         return work
 
-    kernel(find_numba)()  # compile and touch every page once
-    positions = [store.positions_of_rows(*batch) for batch in asked]
-    assert all((found >= 0).all() for found in positions)
-
-    def take() -> float:
-        return len(asked) * BATCH / timed(lambda: [store.take(found) for found in positions])
-
-    return {
-        "open_ms": opens,
-        "numba_lookups_per_second": rounds(7, kernel(find_numba)),
-        "numpy_lookups_per_second": rounds(7, kernel(find_numpy)),
-        "take_per_second": rounds(7, take),
-        "rss_mb": (psutil.Process().memory_info().rss - before) / 1e6,
+    works = {
+        "numba_lookups_per_second": rate(look(find_numba), asked),
+        "numpy_lookups_per_second": rate(look(find_numpy), asked),
+        "take_per_second": rate(store.take, positions),
+        "random_loads_per_second": rate(lambda found: np.take(line, found), places),
+        "copy_gb_per_second": lambda: 2 * 0.0084 / timed(lambda: line[: 1 << 20].copy()),
     }
+    return {
+        "dtype": store.dtype,
+        "open_ms": {"best": min(opens), "median": statistics.median(opens), "spread": max(opens) - min(opens)},
+        **bursts(works),
+        "rss_mb": (after.rss - before.rss) / 1e6,
+        "private_mb": (after.uss - before.uss) / 1e6,
+        "load": os.getloadavg()[0],
+    }
+
+
+def rate(work: Callable[[Any], Any], batches: list) -> Callable[[], float]:
+    """Items a second of one burst; each burst takes the next batches, so that they are not in the cache."""
+    turn = count()
+
+    def burst() -> float:
+        own = [batches[(next(turn) * GROUP + i) % len(batches)] for i in range(GROUP)]
+        return GROUP * BATCH / timed(lambda: [work(batch) for batch in own])
+
+    return burst
+
+
+def workers(folder: Path, pairs: int) -> dict[str, Any]:
+    """Four loader workers, forked and spawned: memory that is each one's own, and the shared pages' part."""
+    asked = scattered(pairs, 50, folder.parent / "asked.npy")
+    out = {}
+    for method in ("fork", "spawn"):
+        context = multiprocessing.get_context(method)
+        store = PairScores.open(folder)
+        store.lookup_rows(*asked[0])
+        ends = [context.Pipe() for _ in range(4)]
+        children = [context.Process(target=work_on, args=(store, asked, own)) for _, own in ends]
+        for child in children:
+            child.start()
+        figures = [parent.recv() for parent, _ in ends]
+        mapped = [_mapped(child.pid, folder) for child in children]
+        for (parent, _), child in zip(ends, children, strict=True):
+            parent.send("end")
+            child.join()
+        out[method] = {
+            "uss_growth_mb": [round(found, 1) for found in figures],
+            "mapped_store_mb": [round(found["rss"], 1) for found in mapped],
+            "mapped_store_private_mb": [round(found["private"], 3) for found in mapped],
+        }
+    return out
+
+
+def work_on(store: PairScores, asked: list, end: Any) -> None:
+    before = psutil.Process().memory_full_info().uss
+    for batch in asked:
+        store.lookup_rows(*batch)
+    end.send((psutil.Process().memory_full_info().uss - before) / 1e6)
+    end.recv()
+
+
+def _mapped(pid: int, folder: Path) -> dict[str, float]:
+    """Resident and private megabytes of the store's files in a process."""
+    maps = [m for m in psutil.Process(pid).memory_maps(grouped=False) if m.path.startswith(str(folder))]
+    return {"rss": sum(m.rss for m in maps) / 1e6, "private": sum(m.private_dirty for m in maps) / 1e6}
+
+
+def nodes(folder: Path, pairs: int) -> dict[str, Any]:
+    """Rows of 2.5 million nodes x 47 classes against the bound: random cache lines a second / lines a row."""
+    from structkd.scores.snapshot import map_rows, write_rows
+
+    out = {}
+    line = np.arange(1 << 26, dtype=np.int64)
+    rng = np.random.default_rng(0)
+    for dtype in ("float16", "float32"):
+        path = write_rows(folder, "rows-00000", rng.standard_normal((2_500_000, 47), dtype=np.float32).astype(dtype))
+        store = NodeScores(folder, None, None, [map_rows(path)])  # type: ignore[arg-type]
+        rows = [rng.integers(0, 2_500_000, BATCH) for _ in range(50)]
+        places = [rng.integers(0, len(line), BATCH) for _ in range(50)]
+        buffer = np.empty((BATCH, 47), dtype=np.float32)
+        width = 47 * np.dtype(dtype).itemsize
+        lines = 1 + (width - 1) / 64  # expected cache lines that a row touches
+        works = {
+            "rows_per_second": rate(lambda found, store=store, buffer=buffer: store.take(found, buffer), rows),
+            "fresh_rows_per_second": rate(store.take, rows),
+            "random_loads_per_second": rate(lambda found: np.take(line, found), places),
+        }
+        found = bursts(works)
+        bound = found["random_loads_per_second"]["best"] / lines
+        out[dtype] = found | {"lines_per_row": lines, "share_of_bound": found["rows_per_second"]["best"] / bound}
+        path.unlink()
+    return out
 
 
 def baseline(path: Path, pairs: int) -> dict[str, Any]:
@@ -136,14 +272,9 @@ def baseline(path: Path, pairs: int) -> dict[str, Any]:
         table = pickle.load(handle)  # our own file
     seconds = time.perf_counter() - start
     rss = (psutil.Process().memory_info().rss - before) / 1e6
-    flat = [(query, document) for query, found in list(table.items())[:20_000] for document in found]
-    rng = np.random.default_rng(1)
-    asked = [[flat[i] for i in rng.integers(0, len(flat), BATCH)] for _ in range(50)]
-
-    def work() -> float:
-        return len(asked) * BATCH / timed(lambda: [[table[q][d] for q, d in batch] for batch in asked])
-
-    return {"load_seconds": seconds, "rss_mb": rss, "lookups_per_second": rounds(7, work)}
+    asked = [list(zip(q.tolist(), d.tolist(), strict=True)) for q, d in scattered(pairs, 50, path.parent / "asked.npy")]
+    look = rate(lambda batch: [table[q][d] for q, d in batch], asked)
+    return {"load_seconds": seconds, "rss_mb": rss, **bursts({"lookups_per_second": look})}
 
 
 def write_pickle(path: Path, pairs: int) -> float:
@@ -157,10 +288,11 @@ def write_pickle(path: Path, pairs: int) -> float:
     return path.stat().st_size / pairs
 
 
-def apart(step: str, path: Path, pairs: int) -> dict[str, Any]:
+def apart(step: str, path: Path, pairs: int, limit: float | None = None) -> dict[str, Any]:
     """Run one step of this file in a fresh process."""
     line = [sys.executable, __file__, "--step", step, "--path", str(path), "--pairs", str(pairs)]
-    return json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
+    line += ["--limit-gb", str(limit)] if limit else []
+    return json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def machine() -> dict[str, Any]:
@@ -175,16 +307,23 @@ def machine() -> dict[str, Any]:
     }
 
 
+STEPS = {"fill": fill, "compact": compacted, "read": read, "workers": workers, "nodes": nodes, "baseline": baseline}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=20_000_000)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--no-dict", action="store_true", help="leave out dict, publication and node rows")
+    parser.add_argument("--limit-gb", type=float)
     parser.add_argument("--step")
     parser.add_argument("--path", type=Path)
     given = parser.parse_args()
-    steps = {"read": read, "baseline": baseline}
     if given.step:
-        print(json.dumps(steps[given.step](given.path, given.pairs)))
+        if given.limit_gb:
+            limit = int(given.limit_gb * 2**30)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        print(json.dumps(STEPS[given.step](given.path, given.pairs)))
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -192,12 +331,18 @@ def main() -> None:
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         ).stdout.strip()
         result = {"commit": commit, "command": " ".join(sys.argv), "machine": machine(), "pairs": given.pairs}
-        result["store"] = fill(root / "s", given.pairs) | apart("read", root / "s", given.pairs)
-        manifest = scores.publish(root / "s", to=root / "p", license="CC0-1.0")
-        result["published_bytes_per_pair"] = sum(entry["bytes"] for entry in manifest.files) / given.pairs
-        result["published_open_seconds"] = timed(lambda: PairScores.open(root / "p"))
-        result["dict"] = {"bytes_per_pair": write_pickle(root / "t.pkl", given.pairs)}
-        result["dict"] |= apart("baseline", root / "t.pkl", given.pairs)
+        result["store"] = {}
+        for step in ("fill", "compact", "read"):
+            result["store"] |= apart(step, root / "s", given.pairs, given.limit_gb)
+            print(json.dumps(result), file=sys.stderr, flush=True)
+        result["workers"] = apart("workers", root / "s", given.pairs)
+        if not given.no_dict:
+            result["nodes"] = apart("nodes", root / "n", given.pairs)
+            manifest = scores.publish(root / "s", to=root / "p", license="CC0-1.0")
+            result["published_bytes_per_pair"] = sum(entry["bytes"] for entry in manifest.files) / given.pairs
+            result["published_open_seconds"] = timed(lambda: PairScores.open(root / "p"))
+            result["dict"] = {"bytes_per_pair": write_pickle(root / "t.pkl", given.pairs)}
+            result["dict"] |= apart("baseline", root / "t.pkl", given.pairs)
         result["machine"]["load_at_end"] = os.getloadavg()[0]
     text = json.dumps(result, indent=2)
     print(text)

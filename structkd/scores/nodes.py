@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structkd.errors import DataError, MissingScoreError, TeacherMismatchError
+from structkd.scores._lookup import gather_rows
 from structkd.scores.compact_rows import gather
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
 from structkd.scores.parts import part_names, read_row_range, uncovered
@@ -93,24 +94,36 @@ class NodeScores:
             self._dense.flags.writeable = False
         return self._dense
 
-    def take(self, rows: NDArray[np.integer] | Sequence[int]) -> FloatArray:
-        """float32 [rows, classes]; MissingScoreError for rows outside the graph (they are never clipped or wrapped)."""
+    def take(self, rows: NDArray[np.integer] | Sequence[int], out: FloatArray | None = None) -> FloatArray:
+        """float32 [rows, classes]; MissingScoreError for rows outside the graph (they are never clipped or wrapped).
+
+        Args:
+            rows: node rows.
+            out: [rows, classes] array to write into: a training step that keeps one saves its allocation.
+        """
         rows = np.asarray(rows, dtype=np.int64)
-        outside = (rows < 0) | (rows >= len(self))
-        if outside.any():
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            outside = (rows < 0) | (rows >= len(self))
             raise MissingScoreError(
                 int(outside.sum()),
                 rows[outside][:3].tolist(),
                 f"{self.folder}: node rows (0 .. {len(self) - 1} exist)",
                 "Is it another graph?",
             )
+        shape = (len(rows), self._blocks[0].shape[1] if self._blocks else 0)
+        if out is None:
+            out = np.empty(shape, dtype=np.float32)
+        elif out.shape != shape or out.dtype != np.float32:
+            raise DataError(f"take: out has shape {out.shape} and dtype {out.dtype}; expected float32 {shape}.")
         if len(self._blocks) == 1:
-            return np.take(self._blocks[0], rows, axis=0, mode="clip").astype(np.float32, copy=False)
+            gather_rows(self._blocks[0], rows, out)
+            return out
         block = np.searchsorted(self._starts, rows, side="right") - 1
-        out = np.empty((len(rows), self._blocks[0].shape[1]), dtype=np.float32)
         for number in np.unique(block):
-            here = block == number
-            out[here] = np.take(self._blocks[number], rows[here] - self._starts[number], axis=0, mode="clip")
+            here = np.flatnonzero(block == number)
+            own = np.empty((len(here), shape[1]), dtype=np.float32)
+            gather_rows(self._blocks[number], rows[here] - self._starts[number], own)
+            out[here] = own
         return out
 
 

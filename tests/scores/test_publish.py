@@ -189,8 +189,24 @@ def test_node_blocks_and_half_floats(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.logits, rounded)
     rows = np.random.default_rng(1).integers(0, 1000, 500)
     np.testing.assert_array_equal(store.take(rows), rounded[rows])
+    buffer = np.empty((500, 7), dtype=np.float32)
+    assert store.take(rows, buffer) is buffer
+    np.testing.assert_array_equal(buffer, rounded[rows])
+    with pytest.raises(DataError, match=r"out has shape \(500, 7\).*expected float32 \(499, 7\)"):
+        store.take(rows[1:], buffer)
     with pytest.raises(DataError, match="float16 ends at 65504"):
         scores.write_nodes(tmp_path / "big", NODES, logits * 1e6, "g", dtype="float16")
+
+
+def test_every_finite_half_float_widens_exactly() -> None:
+    from structkd.scores._lookup import gather_rows
+
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)].reshape(-1, 31)  # zeros, denormals, both signs
+    rows = np.random.default_rng(0).permutation(len(halves))
+    out = np.full(halves.shape, np.nan, dtype=np.float32)
+    gather_rows(halves, rows, out)
+    np.testing.assert_array_equal(out.view(np.uint32), halves[rows].astype(np.float32).view(np.uint32))
 
 
 def test_safetensors_reads_the_blocks_and_they_are_aligned(tmp_path: Path) -> None:
