@@ -10,6 +10,7 @@ from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
 from structkd.graph.storage import load_student, load_teacher, save_student, save_teacher
 from structkd.runs import Run
+from structkd.scores import NodeScores
 
 app = App(name="graph", help="Node classifiers: graph teachers to MLP students.")
 
@@ -61,6 +62,7 @@ def distill(
     *,
     data: DatasetFlags,
     scores: Path | None = None,
+    weights: Path | None = None,
     out: Path,
     config: StudentFlags = graph.DistillConfig(),
     common: Common = Common(),
@@ -70,14 +72,16 @@ def distill(
     Parameters
     ----------
     scores: score cache of a teacher (not needed for --method mlp).
+    weights: folder that `graph teach` wrote, in place of --scores, for methods that look inside the teacher: krd,
+        nosmog, tined, g2mlp.
     out: run folder; the student is kept there.
     """
     task = data.load(common.seed)
-    if scores is None and config.method != "mlp":
+    if scores is None and weights is None and config.method != "mlp":
         raise UsageError(f"--method {config.method} needs --scores DIR, a cache that `structkd graph score` wrote.")
-    logits = graph.read_scores(scores, task) if scores is not None else None
+    teacher = _teacher(task, scores, weights)
     run = Run.create(out, "graph distill", {**vars(data), **vars(config.resolved(task))}, common.seed)
-    result = graph.distill(task, logits, config, common.seed, run)
+    result = graph.distill(task, teacher, config, common.seed, run)
     save_student(result.student, result.config, out, result.inputs)
     value = {"run": str(out), "method": config.method, "input_class": result.input_class, "metrics": result.metrics}
     return Output(value, [Table(f"{task.name}: {config.method}", [result.metrics])])
@@ -136,7 +140,8 @@ def evaluate(*, data: DatasetFlags, model: Path, common: Common = Common()) -> O
 def spectrum(
     *,
     data: DatasetFlags,
-    scores: Path,
+    scores: Path | None = None,
+    weights: Path | None = None,
     methods: str = "glnn,ff-g2m",
     every: int = 5,
     out: Path,
@@ -147,13 +152,19 @@ def spectrum(
     Parameters
     ----------
     scores: score cache of a teacher.
+    weights: folder that `graph teach` wrote, in place of --scores, for methods that look inside the teacher.
     methods: comma list of methods.
     every: epochs between two points of a curve.
     out: run folder.
     """
     task = data.load(common.seed)
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
-    found = graph.spectrum(task, graph.read_scores(scores, task), names, every=every, seed=common.seed)
+    teacher = _teacher(task, scores, weights)
+    if teacher is None:
+        raise UsageError(
+            "graph spectrum needs --scores DIR, a cache that `structkd graph score` wrote, or --weights DIR."
+        )
+    found = graph.spectrum(task, teacher, names, every=every, seed=common.seed)
     run = Run.create(out, "graph spectrum", {**vars(data), "methods": methods, "every": every}, common.seed)
     for name, figure in found.figures().items():
         run.write_figure(name, figure)
@@ -192,3 +203,12 @@ def latency(
     rows = list(found.rows)
     value = {"rows": rows, "speedup": found.speedup}
     return Output(value, [Table(f"{task.name}: time per request", rows)], [f"speedup {found.speedup:.1f}x"])
+
+
+def _teacher(task: graph.GraphTask, store: Path | None, weights: Path | None) -> NodeScores | graph.Teacher | None:
+    """The teacher that two flags name: cached logits, or the model itself."""
+    if store is not None and weights is not None:
+        raise UsageError("give --scores or --weights, not both: the weights make their own logits.")
+    if weights is not None:
+        return load_teacher(weights, task)
+    return graph.read_scores(store, task) if store is not None else None

@@ -1,8 +1,9 @@
 """Compare methods over seeds with one shared teacher per seed, its logits read from the score cache by every method.
 
-A folder holds `teachers/KEY` (score caches), `results/KEY.json` (one finished seed of one method) and, beside them,
-the run's own files. Keys are fingerprints of everything that decides the content, so another configuration never
-reads this one's results, and an interrupted comparison continues where it stopped.
+A folder holds `teachers/KEY` (score caches), `weights/KEY` (the teachers themselves), `results/KEY.json` (one finished
+seed of one method) and, beside them, the run's own files. Keys are fingerprints of everything that decides the
+content, so another configuration never reads this one's results, and an interrupted comparison continues where it
+stopped.
 """
 
 import os
@@ -25,7 +26,8 @@ from structkd.graph.data import GraphTask, Setting
 from structkd.graph.datasets import load
 from structkd.graph.distillation import METHODS, DistillConfig, config_fields, distill
 from structkd.graph.evaluate import metric_of
-from structkd.graph.teacher import TeacherConfig, read_scores, score_nodes, teacher_spec, train_teacher
+from structkd.graph.storage import load_teacher, save_teacher
+from structkd.graph.teacher import Teacher, TeacherConfig, read_scores, score_nodes, teacher_spec, train_teacher
 from structkd.ids import fingerprint_json
 from structkd.progress import note, track
 from structkd.runs import Figure, Run, Series
@@ -53,6 +55,12 @@ class BenchConfig:
             raise UsageError("a comparison needs one method and one seed or more.")
         if len(set(self.methods)) != len(self.methods):
             raise UsageError(f"methods {', '.join(self.methods)}: one is named twice.")
+        inside = [name for name in self.methods if METHODS[name].needs == "model"]
+        if inside and self.teacher.startswith("scores:"):
+            raise UsageError(
+                f"method {inside[0]} looks inside the teacher, and {self.teacher} has logits alone; take a teacher "
+                "that is trained here, as gcn, or methods that need logits alone."
+            )
 
 
 def bench(config: BenchConfig, out: str | Path | None = None) -> dict[str, Any]:
@@ -111,6 +119,7 @@ class _TeacherOfSeed:
             self.spec = teacher_spec(task, self.config, seed)
             self.key = fingerprint_json([self.spec.fields(), _code()])
             self.folder = folder / "teachers" / self.key[:16]
+            self.weights = folder / "weights" / self.key[:16]
         else:
             self.key = scores.open(self.given).spec.fingerprint
 
@@ -126,6 +135,12 @@ class _TeacherOfSeed:
         """valid and test of the teacher."""
         self.logits  # noqa: B018 (fills the metrics)
         return self._metrics
+
+    @property
+    def model(self) -> Teacher:
+        """The trained teacher itself, for methods that look inside it."""
+        self.logits  # noqa: B018 (trains it when it was not yet)
+        return load_teacher(self.weights, self.task)
 
     def _given(self) -> tuple[scores.NodeScores, dict[str, float]]:
         assert self.given is not None
@@ -145,6 +160,7 @@ class _TeacherOfSeed:
             teacher = train_teacher(self.task, self.config, self.seed)
             self.asked += 1
             score_nodes(teacher, self.task, self.folder)
+            save_teacher(teacher, self.weights)
             write_json(notes, teacher.metrics)
         return read_scores(self.folder, self.task, self.spec), read_json(notes)
 
@@ -162,7 +178,8 @@ def _finished(
     if path.is_file():
         found: dict[str, Any] = read_json(path)
         return found
-    result = distill(task, teacher.logits, student, task.seed)
+    looks_inside = METHODS[method].needs == "model"
+    result = distill(task, teacher.model if looks_inside else teacher.logits, student, task.seed)
     value = {
         "method": method,
         "seed": task.seed,

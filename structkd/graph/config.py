@@ -5,7 +5,8 @@ from typing import Any
 
 from structkd.errors import UsageError
 from structkd.graph.data import GraphTask
-from structkd.graph.published import given, own_options, student_recipe
+from structkd.graph.published import given
+from structkd.graph.published_students import own_options, student_recipe
 
 
 @dataclass(frozen=True)

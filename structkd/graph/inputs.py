@@ -1,11 +1,9 @@
 """What a student reads of a task: its features as they are, or features prepared from the graph."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from structkd.errors import DataError
 from structkd.graph.data import Features, GraphTask
 
 
@@ -54,10 +52,3 @@ class Raw:
 
 
 RAW = Raw()
-
-
-def build_inputs(kind: str, fields: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Inputs:
-    """Inputs of a saved student; DataError when there is no such kind."""
-    if kind != RAW.kind:
-        raise DataError(f"a saved student that reads {kind!r} inputs; expected raw. Was it made by a newer release?")
-    return RAW

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from structkd.graph.config import DistillConfig
 from structkd.graph.data import Features, GraphTask
 from structkd.graph.inputs import RAW, Inputs
-from structkd.graph.losses import low_frequency, soft_targets
+from structkd.graph.losses import SoftTargets, low_frequency, soft_targets
 from structkd.graph.models import Mlp
 from structkd.graph.published import given
 from structkd.graph.sparse import SparseMatrix
@@ -104,7 +104,13 @@ class Method:
     chosen: bool = False
 
 
-def taught_by(lesson: Lesson, student: nn.Module, x: Features, terms: Sequence[Term]) -> Callable[[int], Tensor]:
+def taught_by(
+    lesson: Lesson,
+    student: nn.Module,
+    x: Features,
+    terms: Sequence[Term],
+    label_loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+) -> Callable[[int], Tensor]:
     """epoch -> lambda CE(labels) + (1 - lambda) sum of the teacher's terms, all from one pass over all nodes."""
     rows = lesson.train_rows
     labels, weight = lesson.seen.y[rows], given(lesson.config.label_weight)
@@ -112,7 +118,7 @@ def taught_by(lesson: Lesson, student: nn.Module, x: Features, terms: Sequence[T
     def loss_of(epoch: int) -> Tensor:
         out = student(x)
         loss = (1 - weight) * torch.stack([term(out, epoch) for term in terms]).sum()
-        return loss + weight * cross_entropy(out[rows], labels) if weight else loss
+        return loss + weight * label_loss(out[rows], labels) if weight else loss
 
     return loss_of
 
@@ -121,13 +127,19 @@ def edge_divergence(logits: Logits, weights: Weights, temperature: float = 1.0) 
     """sum_ij w_ij KL(t_j || s_i) with the weights of each epoch; targets are made anew only when those change."""
     kept: list[Any] = [None, None]
 
-    def term(out: Tensor, epoch: int) -> Tensor:
+    def targets(epoch: int) -> SoftTargets:
         matrix = weights(epoch)
         if kept[0] is not matrix:
             kept[:] = matrix, soft_targets(logits, matrix, temperature)
-        return low_frequency(out, kept[1])
+        found: SoftTargets = kept[1]
+        return found
 
-    return term
+    return towards(targets)
+
+
+def towards(targets: Callable[[int], SoftTargets]) -> Term:
+    """Divergence to the pre-aggregated targets of each epoch."""
+    return lambda out, epoch: low_frequency(out, targets(epoch))
 
 
 @torch.no_grad()

@@ -8,12 +8,20 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from structkd.graph.boosting import boosted_members
 from structkd.graph.data import GraphTask, rows_of
+from structkd.graph.dirichlet import injected_steps
+from structkd.graph.hardness import mixed_neighbours, weighted_neighbours
+from structkd.graph.influence import influential_nodes
 from structkd.graph.lesson import Lesson, Method, Teaching, Term, edge_divergence, taught_by
 from structkd.graph.losses import difference_targets, high_frequency, neighbour_weights, node_weights
+from structkd.graph.moments import matched_neighbourhoods
+from structkd.graph.nosmog import positioned_nodes
 from structkd.graph.published import given
+from structkd.graph.reliability import reliable_neighbours
 from structkd.graph.sparse import SparseMatrix
-from structkd.graph.targets import choose_target, clamped
+from structkd.graph.committee import clamped
+from structkd.graph.targets import choose_target
 
 
 def labels_alone(lesson: Lesson) -> Teaching:
@@ -78,6 +86,14 @@ METHODS: dict[str, Method] = {
     "lfd": Method(neighbours),
     "hfd": Method(differences),
     "ff-g2m": Method(both_bands),
+    "krd": Method(reliable_neighbours, needs="model"),
+    "hgmd": Method(mixed_neighbours),
+    "hgmd-weight": Method(weighted_neighbours),
+    "nosmog": Method(positioned_nodes, needs="model", input_class="graph_at_inference"),
+    "infgrand": Method(influential_nodes, input_class="precomputed"),
+    "tined": Method(injected_steps, needs="model"),
+    "g2mlp": Method(matched_neighbourhoods, needs="model"),
+    "adagmlp": Method(boosted_members),
     "structkd": Method(chosen_target, chosen=True),
 }
 "Name on the command line -> method."

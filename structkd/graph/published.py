@@ -88,20 +88,15 @@ def recipe(dataset: str, split: str, teacher: str) -> Recipe:
 
     A teacher without a row of its own (APPNP, logits from elsewhere) takes the GCN row.
     """
-    kind, _, rest = dataset.partition(":")
-    name = rest.lower() if kind in ("planetoid", "amazon", "coauthor", "npz") else ""
-    if kind in ("digits", "sbm"):
+    name = dataset_name(dataset)
+    if dataset.partition(":")[0] in ("digits", "sbm"):
         return SMALL
     if split == "cpf" and teacher == "sage" and name in CPF_SAGE:
         return CPF_SAGE[name]
     return FF_G2M.get((name, teacher)) or FF_G2M.get((name, "gcn")) or DEFAULT
 
 
-def student_recipe(method: str, dataset: str, split: str, teacher: str) -> Recipe:
-    """The row that a method's student is trained with."""
-    return OWN if method == "structkd" else recipe(dataset, split, teacher)
-
-
-def own_options(method: str, dataset: str, teacher: str) -> dict[str, float]:
-    """The method's own parameters and their published values or defaults; empty for a method without any."""
-    return {}
+def dataset_name(dataset: str) -> str:
+    """ "cora" of planetoid:Cora and npz:cora; empty for one that no paper has."""
+    kind, _, rest = dataset.partition(":")
+    return rest.lower() if kind in ("planetoid", "amazon", "coauthor", "npz") else ""

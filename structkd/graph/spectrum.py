@@ -11,6 +11,7 @@ from structkd.errors import UsageError
 from structkd.graph.data import GraphTask
 from structkd.graph.distillation import DistillConfig, distill, predict, teacher_logits
 from structkd.graph.spectral import chebyshev_bands
+from structkd.graph.teacher import Teacher
 from structkd.runs import Figure, Series
 from structkd.scores import NodeScores
 
@@ -57,7 +58,7 @@ class Spectrum:
 
 def spectrum(
     task: GraphTask,
-    teacher: NodeScores | Float[Tensor, "nodes classes"],
+    teacher: NodeScores | Float[Tensor, "nodes classes"] | Teacher,
     methods: Sequence[str] = ("glnn", "ff-g2m"),
     config: DistillConfig | None = None,
     every: int = 5,
@@ -77,11 +78,12 @@ def spectrum(
     energies = {"teacher": _energy(seen, logits)}
     curves, metrics = {}, {}
     for method in methods:
-        result = distill(task, logits, replace(base, method=method, watch_every=every), seed)
+        given = teacher if isinstance(teacher, Teacher) else logits
+        result = distill(task, given, replace(base, method=method, watch_every=every), seed)
         watched = [line for line in result.history if "cos_low" in line]
         keys = ("step", "cos_low", "cos_high", "error_low", "error_high")
         curves[method] = {key: [float(line[key]) for line in watched] for key in keys}
-        energies[method] = _energy(seen, predict(result.student, seen.x))
+        energies[method] = _energy(seen, predict(result.student, result.inputs.seen(seen)))
         metrics[method] = result.metrics
     return Spectrum(curves, energies, metrics)
 

@@ -1,7 +1,7 @@
 """Saved teachers and students: a folder with model.json and weights.npz, read without running any code of it."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from structkd.files import atomic_path, read_json, write_json
 from structkd.graph.data import GraphTask
 from structkd.graph.distillation import DistillConfig, config_fields, predict
 from structkd.graph.evaluate import report
-from structkd.graph.inputs import RAW, Inputs, build_inputs
+from structkd.graph.influence import Propagated
+from structkd.graph.inputs import RAW, Inputs
+from structkd.graph.positions import Positioned
 from structkd.graph.students import build, describe
 from structkd.graph.teacher import Teacher, TeacherConfig
 
@@ -67,7 +69,7 @@ def load_student_and_inputs(folder: str | Path) -> tuple[nn.Module, Inputs]:
     weights = {name: array for name, array in arrays.items() if not name.startswith(_INPUTS)}
     extra = {name.removeprefix(_INPUTS): array for name, array in arrays.items() if name.startswith(_INPUTS)}
     _fill(student, weights, folder, f"its own description {value['widths']}")
-    return student.eval(), build_inputs(value.get("inputs", RAW.kind), value.get("inputs_fields", {}), extra)
+    return student.eval(), _inputs(value.get("inputs", RAW.kind), value.get("inputs_fields", {}), extra)
 
 
 def evaluate_saved(folder: str | Path, task: GraphTask) -> dict[str, float]:
@@ -114,3 +116,17 @@ def _fill(model: nn.Module, weights: dict[str, torch.Tensor], folder: str | Path
         model.load_state_dict(weights)
     except RuntimeError:
         raise DataError(f"{folder}: the weights do not fit {expected}. Was it trained on another dataset?") from None
+
+
+def _inputs(kind: str, fields: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Inputs:
+    """Inputs of a saved student; DataError when there is no such kind."""
+    known: dict[str, Callable[[], Inputs]] = {
+        RAW.kind: lambda: RAW,
+        Propagated.kind: lambda: Propagated(fields["hops"]),
+        Positioned.kind: lambda: Positioned(arrays["table"]),
+    }
+    if kind not in known:
+        raise DataError(
+            f"a saved student that reads {kind!r} inputs; expected {', '.join(known)}. Is it of a newer release?"
+        )
+    return known[kind]()

@@ -1,13 +1,33 @@
-"""Kinds of students that can be saved: how each is described in plain values, and made again from them."""
+"""Students beside the plain MLP, and how each kind is described in plain values and made again from them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import dropout, relu
 
 from structkd.errors import DataError
-from structkd.graph.models import Mlp
+from structkd.graph.data import Features
+from structkd.graph.models import Linear, Mlp
+
+
+class Ensemble(nn.Module):
+    """x -> log of the share-weighted mean of the members' probabilities; the shares are kept with the weights."""
+
+    def __init__(self, members: list[Mlp]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.shares: Tensor
+        self.register_buffer("shares", torch.full((len(members),), 1.0 / len(members)))
+
+    def forward(self, x: Features) -> Float[Tensor, "nodes classes"]:
+        """Log-probabilities, which serve as logits."""
+        parts = [member(x).log_softmax(dim=1) for member in self.members]
+        return torch.logsumexp(torch.stack(parts) + self.shares.log()[:, None, None], dim=0)
 
 
 @dataclass(frozen=True)
@@ -24,13 +44,35 @@ def mlp_fields(student: Mlp) -> dict[str, Any]:
     return {"widths": student.widths, "dropout": student.dropout}
 
 
+def mlp_of_widths(widths: Sequence[int], dropout: float) -> Mlp:
+    """An MLP of any widths [inputs, ..., classes], which need not be one hidden width throughout."""
+    student = Mlp(widths[0], 1, widths[-1], 1, dropout)
+    student.widths = list(widths)
+    student.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
+    return student
+
+
 def build_mlp(fields: Mapping[str, Any]) -> Mlp:
     """An MLP of those widths."""
-    inputs, *inner, classes = fields["widths"]
-    return Mlp(inputs, inner[0] if inner else 1, classes, len(inner) + 1, fields["dropout"])
+    return mlp_of_widths(fields["widths"], fields["dropout"])
 
 
-STUDENTS: dict[str, Kind] = {"mlp": Kind(Mlp, mlp_fields, build_mlp)}
+def ensemble_fields(student: Ensemble) -> dict[str, Any]:
+    """One member's widths and dropout, and how many there are."""
+    (first, *_), count = student.members, len(student.members)
+    assert isinstance(first, Mlp)
+    return {**mlp_fields(first), "members": count}
+
+
+def build_ensemble(fields: Mapping[str, Any]) -> Ensemble:
+    """Members of those widths with equal shares."""
+    return Ensemble([build_mlp(fields) for _ in range(fields["members"])])
+
+
+STUDENTS: dict[str, Kind] = {
+    "mlp": Kind(Mlp, mlp_fields, build_mlp),
+    "ensemble": Kind(Ensemble, ensemble_fields, build_ensemble),
+}
 "Name in model.json -> kind."
 
 
@@ -58,3 +100,14 @@ def build(fields: Mapping[str, Any]) -> nn.Module:
             f"a saved student of kind {name!r}; expected {', '.join(STUDENTS)}. Was it made by a newer release?"
         )
     return STUDENTS[name].build(fields)
+
+
+def activations(student: Mlp, x: Features) -> tuple[list[Tensor], list[Features]]:
+    """(output of every linear layer, what every linear layer read), from one pass; the last output is the logits."""
+    outputs: list[Tensor] = []
+    read: list[Features] = [x]
+    for layer in student.layers:
+        outputs.append(layer(read[-1]))
+        if len(outputs) < len(student.layers):
+            read.append(dropout(relu(outputs[-1]), student.dropout, student.training))
+    return outputs, read

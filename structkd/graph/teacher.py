@@ -148,10 +148,7 @@ def score_nodes(teacher: Teacher, task: GraphTask, store: str | Path) -> scores.
     Raises:
         TeacherMismatchError: `store` belongs to another teacher, or the teacher learnt from another split.
     """
-    if teacher.split_fingerprint != task.split_fingerprint:
-        raise TeacherMismatchError(
-            "the teacher given", {"split": (teacher.split_fingerprint[:12], task.split_fingerprint[:12])}
-        )
+    check_split(teacher, task)
     spec = teacher_spec(task, teacher.config, teacher.seed)
     if Path(store).exists() and any(Path(store).iterdir()):
         return read_scores(store, task, spec)
@@ -171,6 +168,14 @@ def read_scores(store: str | Path, task: GraphTask, spec: scores.TeacherSpec | N
         raise DataError(f"{store}: holds scores of pairs; expected node logits, as `structkd graph score` writes.")
     check_scores(found, task)
     return found
+
+
+def check_split(teacher: Teacher, task: GraphTask) -> None:
+    """TeacherMismatchError unless the teacher learnt from this task's training and validation nodes."""
+    if teacher.split_fingerprint != task.split_fingerprint:
+        raise TeacherMismatchError(
+            "the teacher given", {"split": (teacher.split_fingerprint[:12], task.split_fingerprint[:12])}
+        )
 
 
 def check_scores(found: scores.NodeScores, task: GraphTask) -> None:

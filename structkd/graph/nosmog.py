@@ -1,0 +1,88 @@
+"""NOSMOG: positions beside the features, likenesses between nodes kept, and noise that the student must withstand.
+
+Tian et al., "Learning MLPs on Graphs: A Unified View of Effectiveness, Robustness, and Efficiency", ICLR 2023.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, dropout, relu
+
+from structkd.graph.data import Features, rows_of
+from structkd.graph.lesson import Lesson, Teaching
+from structkd.graph.losses import low_frequency, node_weights, soft_targets
+from structkd.graph.models import Linear
+from structkd.graph.positions import Positioned, deep_walk
+from structkd.graph.published import given
+from structkd.graph.sparse import SparseMatrix
+from structkd.graph.stages import hidden_layer
+from structkd.graph.students import activations
+
+BATCH = 512
+"Nodes per epoch for the likeness and the noise term, the published batch; the divergence itself covers all nodes."
+
+STEPS = 5
+"Steps of the search for the worst noise, each a quarter of its bound."
+
+
+def positioned_nodes(lesson: Lesson) -> Teaching:
+    """GLNN's terms on features with positions + likeness mean (G_t G_t^T - G_s G_s^T)^2 + .1 KL under worst noise."""
+    seen, option, config = lesson.seen, lesson.config.option, lesson.config
+    inputs = Positioned(deep_walk(
+        seen, walks=int(option("walks")), length=int(option("length")), window=int(option("window")),
+        epochs=int(option("passes")), width=int(option("width")), seed=lesson.seed,
+    ))  # fmt: skip
+    x, logits = inputs.seen(seen), given(lesson.logits)
+    student, hidden = lesson.student(x.shape[1]), hidden_layer(given(lesson.teacher), seen)
+    encoder = _encoder(lesson)
+    targets, soft = soft_targets(logits, node_weights(seen)), logits.softmax(dim=1)
+    rows, generator, label_weight = lesson.train_rows, lesson.generator(6), given(config.label_weight)
+    bound, noise_weight, likeness_weight = option("bound"), option("noise"), option("likeness")
+
+    def loss_of(_: int) -> Tensor:
+        outputs, _read = activations(student, x)
+        batch = torch.randperm(seen.num_nodes, generator=generator)[:BATCH]
+        taught = low_frequency(outputs[-1], targets)
+        mine = dropout(relu(encoder(outputs[-2][batch])), student.dropout, student.training)
+        taught = taught + likeness_weight * likeness_gap(mine, hidden[batch])
+        here, wanted = _dense(rows_of(x, batch)), soft[batch]
+        noise = worst_noise(lambda part: divergence(student(part), wanted), here, bound, generator)
+        taught = taught + noise_weight * divergence(student(here + noise), wanted)
+        return label_weight * cross_entropy(outputs[-1][rows], seen.y[rows]) + (1 - label_weight) * taught
+
+    return Teaching(student, loss_of, inputs, also=encoder)
+
+
+def likeness_gap(student: Float[Tensor, "rows width"], teacher: Float[Tensor, "rows other"]) -> Float[Tensor, ""]:
+    """Mean over pairs of nodes of (<g_i, g_j> of the teacher - that of the student)^2."""
+    return (teacher @ teacher.T - student @ student.T).square().mean()
+
+
+def divergence(student: Float[Tensor, "rows classes"], soft: Float[Tensor, "rows classes"]) -> Float[Tensor, ""]:
+    """Mean over rows of KL(soft || softmax(student))."""
+    parts: Tensor = torch.special.xlogy(soft, soft) - soft * student.log_softmax(dim=1)
+    return parts.sum(dim=1).mean()
+
+
+def worst_noise(
+    loss: Callable[[Tensor], Tensor], x: Float[Tensor, "rows width"], bound: float, generator: torch.Generator
+) -> Float[Tensor, "rows width"]:
+    """Noise within +-bound that raises the loss: from a uniform start, steps of bound/4 along the gradient's sign."""
+    noise = (torch.rand(x.shape, generator=generator) * 2 - 1) * bound
+    for _ in range(STEPS):
+        noise.requires_grad_(True)
+        (slope,) = torch.autograd.grad(loss(x + noise), [noise])
+        noise = (noise.detach() + bound / 4 * slope.sign()).clamp(-bound, bound)
+    return noise
+
+
+def _encoder(lesson: Lesson) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(lesson.seed + 7)
+        return Linear(given(lesson.config.hidden), given(lesson.config.hidden))
+
+
+def _dense(x: Features) -> Tensor:
+    return x.dense() if isinstance(x, SparseMatrix) else x
