@@ -23,6 +23,7 @@ from structkd.index.draft import Draft
 from structkd.index.flat import FlatIndex
 from structkd.index.manifest import IndexManifest
 from structkd.index.opened import OpenedVectors
+from structkd.index.recall import recall_test
 from structkd.index.storage import Stored
 from structkd.index.topk import TopK, ranked
 from structkd.index.vectors import exact_scores, resolve_device
@@ -36,7 +37,6 @@ _BLAS_THRESHOLD = 800  # queries x dimensions per thread from which the product 
 _GPU_LARGEST_K = 2048
 _BLOCK = 65536
 _QUERIES = 1024
-_RECALL_K, _RECALL_SAMPLE = 10, 400
 
 
 @dataclass(frozen=True)
@@ -263,24 +263,20 @@ def _product_codes(dim: int, lists: int) -> str:
 
 def _tune(index: FaissIndex, exact: FlatIndex, start: dict[str, Any], target: float) -> Trained:
     """The cheapest search that reaches the recall, or the most thorough one when none does."""
-    count, k = len(index), min(_RECALL_K, len(index) - 1)
-    rng = np.random.default_rng(int(start.get("seed", 0)) + 1)
-    sample = np.sort(rng.choice(count, min(_RECALL_SAMPLE, count), replace=False))
-    if k == 0:
-        return Trained(start, {"k": 0, "sample": count, "value": 1.0, "target": target})
-    queries = index.vectors[torch.from_numpy(sample)]
-    least = _kth_other(exact._search(queries, k + 1), sample, k)
+    test, count = recall_test(exact, int(start.get("seed", 0))), len(index)
+    if test.k == 0:
+        return Trained(start, test.says(1.0, target))
     found: list[tuple[bool, float, float, dict[str, Any]]] = []
     for ladder in _ladders(start, count):
         for trial in ladder:
             index._apply(trial)
-            value, error = _recall(index._search(queries, k + 1), sample, k, least)
+            value, error = test.of(index._search(test.queries, test.k + 1))
             reached = value - error >= target  # one standard error, so that other queries are likely to have it too
             found.append((reached, -_cost(trial, count) if reached else value, value, trial))
             if reached:
                 break
     _, _, value, best = max(found, key=lambda item: item[:2])
-    return Trained(best, {"k": k, "sample": len(sample), "value": round(value, 4), "target": target})
+    return Trained(best, test.says(value, target))
 
 
 def _ladders(start: dict[str, Any], count: int) -> Iterator[Iterator[dict[str, Any]]]:
@@ -303,19 +299,5 @@ def _cost(parameters: dict[str, Any], count: int) -> float:
     """
     read = parameters.get("nprobe", 0) / _lists(count) * count
     per_code = 0.0045 if "PQ" in parameters["factory"] else 0.08
-    cost: float = read * per_code + parameters.get("ef_search", 0) + _RECALL_K * parameters["factor"]
+    cost: float = read * per_code + parameters.get("ef_search", 0) + 10 * parameters["factor"]
     return cost
-
-
-def _kth_other(top: TopK, sample: NDArray[np.int64], k: int) -> NDArray[np.float32]:
-    """Score of the k-th best row other than the query's own."""
-    others = np.where(top.rows == sample[:, None], -np.inf, top.scores)
-    ordered: NDArray[np.float32] = -np.sort(-others, axis=1)
-    return ordered[:, max(k - 1, 0)]
-
-
-def _recall(top: TopK, sample: NDArray[np.int64], k: int, least: NDArray[np.float32]) -> tuple[float, float]:
-    """Share of the k best others that were found (a tie with the k-th counts), and its standard error."""
-    hits = top.valid & (top.rows != sample[:, None]) & (top.scores >= least[:, None])
-    shares = np.minimum(hits.sum(axis=1), k) / k
-    return float(shares.mean()), float(shares.std() / len(shares) ** 0.5)

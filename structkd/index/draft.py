@@ -35,6 +35,7 @@ class Draft:
         self.folder = folder
         self.tag = uuid.uuid4().hex[:12]
         self._names: list[str] = []
+        self._unlisted: list[str] = []
 
     @contextmanager
     def file(self, stem: str, suffix: str) -> Iterator[Path]:
@@ -60,6 +61,17 @@ class Draft:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._names += [f"{place.name}/{path.relative_to(temporary)}" for path in written]
+
+    def engine_folder(self, stem: str) -> Path:
+        """A folder that an engine writes to whenever it is open: kept with the index, not among its checked files."""
+        self._unlisted.append(f"{stem}-{self.tag}")
+        return self.folder / self._unlisted[-1]
+
+    def drop(self, stem: str) -> None:
+        """Remove a file that was only needed while building."""
+        for name in [name for name in self._names if name.startswith(f"{stem}-")]:
+            (self.folder / name).unlink()
+            self._names.remove(name)
 
     def stored(self, manifest: IndexManifest) -> "Stored":
         """What is already written, to read while the rest is built."""
@@ -91,7 +103,8 @@ class Draft:
         files = tuple(StoredFile(name, path.stat().st_size, sha256_file(path)) for name, path in paths.items())
         complete = replace(manifest, files=files, built=package_versions())
         write_manifest(self.folder, complete)
-        _remove_others(self.folder, keep={MANIFEST, *(name.split("/")[0] for name in self._names)})
+        kept = {name.split("/")[0] for name in [*self._names, *self._unlisted]}
+        _remove_others(self.folder, keep={MANIFEST} | kept)
         return complete
 
 

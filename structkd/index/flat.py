@@ -19,14 +19,13 @@ from structkd.errors import DataError, DeviceError
 from structkd.index.opened import OpenedVectors
 from structkd.index.storage import Stored
 from structkd.index.topk import TopK, ranked
-from structkd.index.vectors import exact_scores, resolve_device
+from structkd.index.vectors import exact_scores, resolve_device, rounding_margin
 
 _TILE = {"cpu": 4096, "cuda": 65536}  # documents per product; on the CPU 256 x 4096 floats stay in the cache
 _QUERIES = {"cpu": 256, "cuda": 4096}
 _SMALLEST_TILE = 64
 _GROUP = 64  # columns whose maximum is looked at first
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_UNIT = 2.0**-24  # unit roundoff of float32
 
 Settle = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows [queries, list] -> the exact k best: rows, scores
 
@@ -60,6 +59,14 @@ class FlatIndex(OpenedVectors):
     def _largest_norm(self) -> float:
         return float(self.manifest.parameters["largest_norm"])
 
+    def stored_rows(self, rows: Int[Tensor, " list"]) -> Float[Tensor, "list dim"]:
+        """Copies of some stored vectors."""
+        return self._stored.vectors[rows]
+
+    def search_prepared(self, queries: Float[Tensor, "queries dim"], k: int) -> TopK:
+        """`search` for vectors as they are stored: float32, finite, normalised under cosine."""
+        return self._search(queries, k)
+
     def _search(self, queries: Float[Tensor, "queries dim"], k: int) -> TopK:
         size, found = _QUERIES[self.device.type], []
         for start in range(0, len(queries), size):
@@ -88,7 +95,7 @@ class FlatIndex(OpenedVectors):
                     self.vectors,
                     self._half_norms if self.metric == "l2" else None,
                     k,
-                    self._margin(queries),
+                    rounding_margin(queries, self.metric, self._largest_norm),
                     tile,
                     settle,
                     self._stored.forget,
@@ -100,17 +107,6 @@ class FlatIndex(OpenedVectors):
                         f"{self.device}: out of memory at {len(queries)} queries and {tile * 2} documents at a time. "
                         "Free the device or use device='cpu'."
                     ) from None
-
-    def _margin(self, queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries 1"]:
-        """Twice the rounding error that a float32 product can have (Higham 2002, eq. 3.5: |error| <= n u |q| |x|)."""
-        norms, largest = queries.norm(dim=1, keepdim=True), self._largest_norm
-        if self.metric == "l2":  # the second term: scores that were settled are rounded at the size of |q - x|^2
-            margin: Tensor = (
-                2 * _UNIT * ((self.dim + 4) * (norms * largest + largest**2) + 4 * (norms + largest).square())
-            )
-        else:
-            margin = 2 * _UNIT * (self.dim + 2) * norms * largest
-        return margin
 
     def _check_range(self, queries: Tensor) -> None:
         """Refuse products that float32 cannot hold."""

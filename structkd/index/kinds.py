@@ -21,7 +21,7 @@ from structkd.index.blocks import blocks, cut, write_vectors
 from structkd.index.choice import FAISS_KINDS, IndexOptions, check_options, choose
 from structkd.index.draft import draft
 from structkd.index.flat import FlatIndex
-from structkd.index.manifest import IndexManifest
+from structkd.index.manifest import IndexManifest, earlier
 from structkd.index.multivector import MultiVectorIndex
 from structkd.index.storage import Stored, open_stored
 from structkd.index.vectors import Metric, Vectors, as_tensor, resolve_device
@@ -43,6 +43,8 @@ def build(
     memory: float | None = None,
     encoder: str | None = None,
     seed: int = 0,
+    address: str | None = None,
+    milvus_index: str = "FLAT",
 ) -> VectorIndex:
     """Build an index of vectors and open it.
 
@@ -60,12 +62,16 @@ def build(
         memory: gigabytes for searching, looked at by "auto".
         encoder: fingerprint of the encoder, compared by `open(expect_encoder=...)`.
         seed: of the training sample.
+        address: for "milvus", of a server (http://host:19530; a token comes from the environment variable
+            STRUCTKD_MILVUS_TOKEN); None: Milvus Lite in the index folder.
+        milvus_index: for "milvus", which index Milvus builds: FLAT (exact), IVF_FLAT, IVF_SQ8, HNSW, DISKANN or
+            AUTOINDEX.
 
     Raises:
         DataError: no vectors, wrong shape, a value that is not finite, a zero vector under cosine (named by id), ids
             that repeat or do not fit the count.
         UsageError: an unknown kind or metric.
-        MissingExtraError: the kind needs faiss and it is not installed.
+        MissingExtraError: the kind's engine is not installed.
         DeviceError: the device is not there.
     """
     options = IndexOptions(kind, metric, recall, memory, seed)
@@ -93,9 +99,14 @@ def build(
             ann = _opener(chosen)
             trained = ann.train(target, manifest, recall=recall or DEFAULT_RECALL, device=target_device)
             manifest = replace(manifest, parameters=manifest.parameters | trained.parameters, recall=trained.recall)
+        before = earlier(folder)
+        if chosen == "milvus":
+            manifest = _opener(chosen).write(target, manifest, address, milvus_index, recall or DEFAULT_RECALL)
         target.commit(replace(manifest, build_seconds=round(time.perf_counter() - began, 3)))
         if reason:
             note(f"index: {chosen} chosen: {reason}")
+        if before is not None and before.kind == "milvus":
+            _opener("milvus").forget(folder, before)
         index = open_vectors(folder, device)
         if owner is not None:
             finalize(index, owner.cleanup)

@@ -107,6 +107,16 @@ def read_manifest(folder: Path) -> IndexManifest:
         raise CorruptFileError(f"{path}: the manifest is incomplete ({error}). Build the index again.") from None
 
 
+def earlier(folder: Path) -> IndexManifest | None:
+    """The manifest of the index that stands in a folder; None when there is none that can be read."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        return read_manifest(folder)
+    except DataError:
+        return None
+
+
 @dataclass(frozen=True)
 class Report:
     """What `verify` found."""

@@ -135,7 +135,7 @@ def open_stored(folder: str | Path, expect_encoder: str | None = None) -> Stored
                 f"{found}: found {found.stat().st_size} bytes, expected {file.bytes}. Copy the index again."
             )
     stored = Stored(path, manifest)
-    if manifest.dim is not None:
+    if any(file.path.startswith("vectors-") for file in manifest.files):
         stored.check_shape()
     if expect_encoder is not None and manifest.encoder != expect_encoder:
         raise DataError(

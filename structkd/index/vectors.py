@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from structkd.errors import DataError, DeviceError, UsageError
 Vectors = NDArray[Any] | Tensor
 Metric = str  # one of METRICS, checked at the border
 METRICS = ("cosine", "ip", "l2")
+_UNIT = 2.0**-24  # unit roundoff of float32
 
 
 def as_tensor(vectors: Vectors, what: str = "vectors") -> Tensor:
@@ -149,3 +151,23 @@ def exact_scores(queries: Tensor, vectors: Tensor, rows: Tensor, metric: Metric)
         else:
             out[part] = chosen.mul_(query).sum(dim=-1).float()
     return out.masked_fill_(rows < 0, -torch.inf)
+
+
+def rounding_margin(
+    queries: Float[Tensor, "queries dim"], metric: Metric, largest_norm: float
+) -> Float[Tensor, "queries 1"]:
+    """Twice the rounding error that a float32 product can have (Higham 2002, eq. 3.5: |error| <= n u |q| |x|).
+
+    For l2 it is that of <q, x> - |x|^2 / 2, by which distances are ranked.
+
+    Args:
+        queries: prepared queries.
+        metric: cosine, ip or l2.
+        largest_norm: of the indexed vectors.
+    """
+    norms, dim = queries.norm(dim=1, keepdim=True), queries.shape[1]
+    if metric == "l2":  # the second term: scores that were settled are rounded at the size of |q - x|^2
+        rounding: Tensor = (dim + 4) * (norms * largest_norm + largest_norm**2) + 4 * (norms + largest_norm).square()
+    else:
+        rounding = (dim + 2) * norms * largest_norm
+    return rounding.mul(2 * _UNIT)

@@ -78,4 +78,5 @@ def test_options_out_of_range(options: Any, message: str) -> None:
 def test_public_names() -> None:
     assert index.__all__ == sorted(index.__all__)
     assert all(hasattr(index, name) for name in index.__all__)
-    assert set(index.INDEXES) == {"flat", "faiss-flat", "ivf-sq8", "ivf-pq", "hnsw", "multi-vector", "bm25"}
+    vector_kinds = {"flat", "faiss-flat", "ivf-sq8", "ivf-pq", "hnsw", "milvus", "multi-vector"}
+    assert set(index.INDEXES) == vector_kinds | {"bm25", "lucene"}
