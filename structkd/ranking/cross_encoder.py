@@ -31,6 +31,7 @@ class CrossScorer(NeuralScorer):
 
     Attributes:
         model: the CrossEncoder; a body without a head gets a fresh one of a single output.
+        tokens_read: tokens that went through the encoder so far, padding left out.
     """
 
     kind = "cat"
@@ -51,7 +52,7 @@ class CrossScorer(NeuralScorer):
             raise UsageError(f"{self.name}: the model has {self.model.num_labels} outputs, expected 1 (a score).")
         self.model.activation_fn = nn.Identity()  # scores are raw logits here and in what save() writes
         self.max_length = max_length or whole_length(self.model.max_seq_length)
-        self.encoded = 0
+        self.encoded = self.tokens_read = 0
         self._tokens = TokenCache(self._tokenise, capacity=200_000)
         self.to(pick_device(device))
 
@@ -80,6 +81,7 @@ class CrossScorer(NeuralScorer):
         texts = [(pairs.queries.texts[q], pairs.documents.texts[d]) for q, d in distinct.T]
         tokens = self._tokens.get(texts)
         self.encoded += len(tokens)
+        self.tokens_read += sum(pair.shape[1] for pair in tokens)
         budget = token_budget(self.model.device)
         logits = in_batches(tokens, budget, self._encode, model=self.model, recompute=self.recompute)
         return logits[torch.as_tensor(position.reshape(-1), device=logits.device)]

@@ -101,28 +101,28 @@ class NodeScores:
             rows: node rows.
             out: [rows, classes] array to write into: a training step that keeps one saves its allocation.
         """
-        rows = np.asarray(rows, dtype=np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            outside = (rows < 0) | (rows >= len(self))
+        at: NDArray[np.int64] = np.asarray(rows, dtype=np.int64)
+        if at.size and (at.min() < 0 or at.max() >= len(self)):
+            outside = (at < 0) | (at >= len(self))
             raise MissingScoreError(
                 int(outside.sum()),
-                rows[outside][:3].tolist(),
+                at[outside][:3].tolist(),
                 f"{self.folder}: node rows (0 .. {len(self) - 1} exist)",
                 "Is it another graph?",
             )
-        shape = (len(rows), self._blocks[0].shape[1] if self._blocks else 0)
+        shape = (len(at), self._blocks[0].shape[1] if self._blocks else 0)
         if out is None:
             out = np.empty(shape, dtype=np.float32)
         elif out.shape != shape or out.dtype != np.float32:
             raise DataError(f"take: out has shape {out.shape} and dtype {out.dtype}; expected float32 {shape}.")
         if len(self._blocks) == 1:
-            gather_rows(self._blocks[0], rows, out)
+            gather_rows(self._blocks[0], at, out)
             return out
-        block = np.searchsorted(self._starts, rows, side="right") - 1
+        block = np.searchsorted(self._starts, at, side="right") - 1
         for number in np.unique(block):
             here = np.flatnonzero(block == number)
             own = np.empty((len(here), shape[1]), dtype=np.float32)
-            gather_rows(self._blocks[number], rows[here] - self._starts[number], own)
+            gather_rows(self._blocks[number], at[here] - self._starts[number], own)
             out[here] = own
         return out
 
