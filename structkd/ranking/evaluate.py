@@ -15,23 +15,35 @@ import ir_measures
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from structkd.errors import DataError, UsageError
 from structkd.ids import Pairs
-from structkd.index.kinds import build
+from structkd.index.kinds import build, build_multi
 from structkd.ordering import rank_as_scores
 from structkd.ranking.data import Collection
 from structkd.trec import Run, run_of
 
 PROTOCOLS: Mapping[str, str] = {
     "beir": "nDCG@10 R@100",
+    "ms-marco-dev-49k": "nDCG@10 RR@10 AP@1000 R@1000",
+    "ms-marco-dev-small": "nDCG@10 RR@10 AP@1000 R@1000",
     "msmarco-dev": "RR@10 R@1000",
-    "trec-dl": "nDCG@10 RR(rel=2) AP(rel=2)@1000 R(rel=2)@1000",
+    "trec-dl": "nDCG@10 RR(rel=2) RR(rel=2)@10 AP(rel=2)@1000 R(rel=2)@1000",
 }
 "Named sets of measures. TREC-DL binarises at grade 2 for all but nDCG; its RR has no cut-off of its own."
 
+_QUERIES: Mapping[str, tuple[int, int]] = {
+    "ms-marco-dev-49k": (45_000, 56_000),
+    "ms-marco-dev-small": (6_980, 6_980),
+    "trec-dl": (43, 54),  # 2019 and 2020
+}
+"How many judged queries a protocol's published figures run over, from and to."
+
 Mode = Literal["rerank", "retrieve"]
+
+Protocols = Literal["beir", "ms-marco-dev-49k", "ms-marco-dev-small", "msmarco-dev", "trec-dl"]
 
 
 @runtime_checkable
@@ -49,6 +61,15 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str], side: Literal["query", "document"]) -> NDArray[np.float32]:
         """[texts, dimension], normalised when the similarity is cosine."""
+        ...
+
+
+@runtime_checkable
+class MultiEncoder(Protocol):
+    """What late interaction needs: several vectors per text, whose MaxSim is the score."""
+
+    def encode_multi(self, texts: Sequence[str], side: Literal["query", "document"]) -> list[NDArray[np.float32]]:
+        """[vectors, dimension] of each text."""
         ...
 
 
@@ -85,6 +106,7 @@ class Comparison:
         low: lower end of the 95 % bootstrap interval of the difference.
         high: upper end of it.
         p_value: two-sided, paired randomisation test.
+        t_test: two-sided p-value of the paired t-test; 1 when no query differs.
         wins: queries on which the second is better.
         losses: queries on which it is worse.
         queries: how many queries.
@@ -95,6 +117,7 @@ class Comparison:
     low: float
     high: float
     p_value: float
+    t_test: float
     wins: int
     losses: int
     queries: int
@@ -105,10 +128,13 @@ class EvaluateConfig:
     """What to measure, and how the lists come about."""
 
     measures: str = "nDCG@10 RR@10"
-    "Measures of ir-measures, separated by spaces, or the name of a protocol: beir, msmarco-dev, trec-dl."
+    "Measures of ir-measures, separated by spaces, or the name of a protocol."
+
+    protocol: Protocols | None = None
+    "A named protocol instead of --measures; its name is printed, and another number of queries than it has is said."
 
     mode: Mode = "rerank"
-    "rerank orders given candidates; retrieve searches all documents (bi-encoders)."
+    "rerank orders given candidates; retrieve searches all documents (bi-encoders and multi-vector models)."
 
     depth: int = 1000
     "Documents per query: retrieved, or taken from the head of the candidates."
@@ -248,14 +274,18 @@ def retrieve(collection: Collection, scorer: object, *, depth: int = 1000) -> Ru
     Raises:
         UsageError: the model has no vectors to search with.
     """
+    texts, depth = collection.documents.texts, min(depth, len(collection.documents))
+    if isinstance(scorer, MultiEncoder):
+        parts = (scorer.encode_multi(texts[low : low + 512], "document") for low in range(0, len(texts), 512))
+        many = build_multi((one for part in parts for one in part), collection.documents.ids, metric="ip")
+        found = many.search(scorer.encode_multi(list(collection.queries.texts), "query"), depth)
+        return found.run(list(collection.queries.ids))
     if not isinstance(scorer, Encoder):
         raise UsageError(f"{type(scorer).__name__} scores pairs and has no vectors; use mode 'rerank' with candidates.")
     # vectors of a cosine model are normalised already; "ip" also takes the zero vector of an empty document
-    index = build(
-        scorer.encode(list(collection.documents.texts), "document"), collection.documents.ids, kind="flat", metric="ip"
-    )
+    index = build(scorer.encode(list(texts), "document"), collection.documents.ids, kind="flat", metric="ip")
     queries = scorer.encode(list(collection.queries.texts), "query")
-    return index.search(queries, min(depth, len(collection.documents))).run(list(collection.queries.ids))
+    return index.search(queries, depth).run(list(collection.queries.ids))
 
 
 def compare(
@@ -271,25 +301,53 @@ def compare(
     for result in (first, second):
         if name not in result.per_query:
             raise UsageError(f"{name} was not measured; the result has {', '.join(result.per_query)}.")
-    one, two = first.per_query[name], second.per_query[name]
-    if one.keys() != two.keys():
-        raise UsageError(f"the results cover different queries ({len(one)} and {len(two)}); compare like with like.")
-    change = np.asarray([two[query] - one[query] for query in sorted(one)])
+    return paired(first.per_query[name], second.per_query[name], measure=name, samples=samples, seed=seed)
+
+
+def paired(
+    first: Mapping[str, float], second: Mapping[str, float], *, measure: str = "", samples: int = 10_000, seed: int = 0
+) -> Comparison:
+    """`compare` of two values per query.
+
+    Raises:
+        UsageError: the two cover different queries.
+    """
+    if first.keys() != second.keys():
+        raise UsageError(
+            f"the results cover different queries ({len(first)} and {len(second)}); compare like with like."
+        )
+    change = np.asarray([second[query] - first[query] for query in sorted(first)])
     generator = np.random.default_rng(seed)
     signs = generator.integers(0, 2, size=(samples, len(change)), dtype=np.int8) * 2 - 1
     extreme = np.abs(signs @ change) >= abs(change.sum()) * (1 - 1e-12)
     draws = change[generator.integers(0, len(change), size=(samples, len(change)))].mean(axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])
+    varied = len(change) > 1 and float(np.ptp(change)) > 0
     return Comparison(
-        measure=name,
+        measure=measure,
         difference=float(change.mean()),
         low=float(low),
         high=float(high),
         # the observed signs are one of the samples, so p is never 0
         p_value=float((extreme.sum() + 1) / (samples + 1)),
+        t_test=float(ttest_1samp(change, 0.0).pvalue) if varied else float(not change.any()),
         wins=int((change > 0).sum()),
         losses=int((change < 0).sum()),
         queries=len(change),
+    )
+
+
+def check_protocol(name: str, result: EvaluationResult) -> str | None:
+    """What is unlike the protocol's published figures: another number of queries; None when nothing is."""
+    if name not in _QUERIES:
+        return None
+    low, high = _QUERIES[name]
+    if low <= result.queries <= high:
+        return None
+    expected = f"{low}" if low == high else f"{low} to {high}"
+    return (
+        f"{result.collection}: {result.queries} judged queries, while the published figures of {name} run over "
+        f"{expected}; do not put them side by side"
     )
 
 

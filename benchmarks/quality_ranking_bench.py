@@ -1,0 +1,106 @@
+"""Students x objectives x seeds over small collections, through `structkd.ranking.bench`; some 25 minutes on one core.
+
+    python benchmarks/quality_ranking_bench.py --data COLLECTIONS --init ALL_MINILM_L6_V2 --work DIR [--parts a b]
+
+Students start from two layers of all-MiniLM-L6-v2 (tk from nothing); teachers are the whole six layers (T1) and their
+ensemble with BM25 (T2). Cells are small on purpose: 32 training queries, 16 candidates each, texts cut to 64 tokens.
+One JSON per part in results/; finished cells are kept in DIR and read back.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+from structkd.files import write_json
+from structkd.ranking.bench import BenchConfig, bench
+from structkd.ranking.distillation import DistillConfig
+from structkd.runs import versions
+
+RESULTS = Path(__file__).parent / "results"
+THREE = ("margin-mse", "kl", "plackett-luce")
+SETTINGS: dict[str, Any] = {"depth": 16, "train_queries": 32, "test_queries": 50, "max_length": 64, "objectives": THREE}
+WIKIQA = ("wikiqa-dev,wikiqa-train",)
+PARTS: dict[str, dict[str, Any]] = {
+    "wikiqa_losses": {
+        "collections": WIKIQA,
+        "objectives": (*THREE, "pointwise-mse", "weighted-ranknet"),
+        "seeds": (0, 1, 2),
+        "test_queries": 100,
+    },
+    "wikiqa_t2": {
+        "collections": WIKIQA,
+        "teachers": ("T2",),
+        "objectives": ("margin-mse",),
+        "seeds": (0, 1, 2),
+        "test_queries": 100,
+    },
+    "dl19": {"collections": ("msmarco-dl19,msmarco-dl22",), "seeds": (0, 1)},
+    "cranfield": {"collections": ("cranfield",), "seeds": (0, 1), "retrieve": True},
+    "wikiqa_students": {"collections": WIKIQA, "students": ("colbert", "tk", "prett", "cat"), "test_queries": 100},
+    "scifact": {"collections": ("scifact",)},
+    "cisi": {"collections": ("cisi",), "retrieve": True},
+    "nfcorpus": {"collections": ("nfcorpus",)},
+}
+
+
+def two_layers(init: str, folder: Path) -> str:
+    """The third and the last layer of the six."""
+    if not folder.is_dir():
+        model = SentenceTransformer(init, device="cpu")
+        encoder = model[0].auto_model.encoder
+        encoder.layer = torch.nn.ModuleList([encoder.layer[2], encoder.layer[5]])
+        model[0].auto_model.config.num_hidden_layers = 2
+        model.save(str(folder))
+    return str(folder)
+
+
+def configured(part: dict[str, Any], options: argparse.Namespace, start: str) -> BenchConfig:
+    """The part's settings with real paths."""
+    names = {"T1": f"bi-encoder:{options.init}", "T2": f"bi-encoder:{options.init}+bm25"}
+    values = {"teachers": ("T1",), **SETTINGS, **part}
+    values["teachers"] = tuple(names[name] for name in values["teachers"])
+    values["collections"] = tuple(
+        ",".join(str(Path(options.data, name)) for name in pair.split(",")) for pair in values["collections"]
+    )
+    loop = DistillConfig(epochs=2, batch_lists=4, learning_rate=2e-4, held_out=0.0, validate_on="none")
+    if "tk" in values.get("students", ()):
+        loop = DistillConfig(epochs=2, batch_lists=4, held_out=0.0, validate_on="none")  # each student's own rate
+    return BenchConfig(init=start, distill=loop, **values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "init", "work"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    work = Path(options.work)
+    start = two_layers(options.init, work / "start")
+    for name in options.parts:
+        config = configured(PARTS[name], options, start)
+        found = bench(config, work / name)
+        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS, capture_output=True, text=True).stdout
+        loop = {key: getattr(config.distill, key) for key in ("epochs", "batch_lists", "list_size", "learning_rate")}
+        result = {
+            "command": f"python benchmarks/quality_ranking_bench.py --parts {name}",
+            "commit": revision.strip(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
+            "versions": versions(),
+            "settings": {**SETTINGS, **PARTS[name], **loop},
+            "rows": found["rows"],
+            "frontier": found["frontier"],
+        }
+        write_json(options.results / f"ranking_bench_{name}.json", result)
+        print(name, "done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

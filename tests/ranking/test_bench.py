@@ -1,0 +1,88 @@
+"""The comparison: its table, what it reads back, and who was asked."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from structkd.cli.app import run as command
+from structkd.errors import UsageError
+from structkd.ranking import bench as bench_module
+from structkd.ranking.bench import BenchConfig, bench
+from structkd.ranking.data import Collection
+from structkd.ranking.datasets import write
+from structkd.ranking.distillation import DistillConfig
+from structkd.runs import Run
+
+
+@pytest.fixture
+def config(small: Collection, tmp_path: Path) -> BenchConfig:
+    folder = write(small, tmp_path / "small")
+    loop = DistillConfig(epochs=2, held_out=0.0, validate_on="none", learning_rate=0.01)
+    return BenchConfig(
+        collections=(str(folder),),
+        teachers=("bm25",),
+        students=("static", "tk"),
+        objectives=("margin-mse", "kl"),
+        seeds=(0, 1),
+        depth=8,
+        distill=loop,
+    )
+
+
+def test_the_table_says_what_the_cells_say_and_finished_cells_are_read_back(
+    config: BenchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = bench(config, tmp_path / "out")
+    assert [(row["student"], row["objective"]) for row in found["rows"]] == [
+        (student, objective) for student in ("static", "tk") for objective in ("margin-mse", "kl")
+    ]
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "out" / "results").glob("*.json")]
+    trained = [cell for cell in cells if "after" in cell]
+    assert len(trained) == 2 * 2 * 2
+    for row in found["rows"]:
+        assert row["teacher_value"] == row["bm25"], "the teacher is BM25 itself"
+        assert row["queries"] == 6, "the other half of the twelve queries trains"
+        assert row["seeds"] == 2
+        if row["recovered"] is not None:
+            expected = (row["after"] - row["before"]) / (row["teacher_value"] - row["before"])
+            assert row["recovered"] == pytest.approx(expected, abs=0.02)
+    values = sorted(round(float(np.mean([*cell["after"].values()])), 4) for cell in trained)
+    assert np.mean(values) == pytest.approx(np.mean([row["after"] for row in found["rows"]]), abs=1e-3)
+    assert {row["student"] for row in found["frontier"]} == {"static", "tk"}
+    assert all(row["queries_per_second"] > 0 for row in found["frontier"])
+    assert found["asked"] > 0
+    run = Run.open(tmp_path / "out")
+    assert set(run.tables()) == {"objectives", "frontier"}
+    assert set(run.figures()) == {"recovered", "latency", "size"}
+
+    def never(*arguments: object, **named: object) -> None:
+        raise AssertionError("a finished cell was trained again")
+
+    monkeypatch.setattr(bench_module, "distill", never)
+    again = bench(config, tmp_path / "out")
+    assert again["rows"] == found["rows"]
+    assert again["asked"] == 0
+    with pytest.raises(AssertionError, match="trained again"):
+        bench(dataclasses.replace(config, seeds=(2,)), tmp_path / "out")
+
+
+def test_what_cannot_be_compared_is_refused(config: BenchConfig) -> None:
+    with pytest.raises(UsageError, match="named twice"):
+        dataclasses.replace(config, seeds=(0, 0))
+    with pytest.raises(UsageError, match="is unknown"):
+        dataclasses.replace(config, objectives=("no-such",))
+    with pytest.raises(UsageError, match="needs a collection"):
+        dataclasses.replace(config, students=())
+
+
+def test_the_command_prints_one_object(config: BenchConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["ranking", "bench", "--collection", config.collections[0], "--teacher", "bm25", "--student", "static"]
+    line += ["--objective", "margin-mse", "--epochs", "1", "--depth", "6", "--out", str(tmp_path / "b"), "--json"]
+    assert command(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"rows", "frontier", "asked", "out"}
+    assert found["rows"][0]["objective"] == "margin-mse"
+    assert "p_first" not in found["rows"][0], "nothing to test it against"
