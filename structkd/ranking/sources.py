@@ -1,4 +1,4 @@
-"""Teachers by name: a cross-encoder, a bi-encoder, a run, an order, BM25, or several of them, each as a Scorer."""
+"""Teachers by name: any model, a run, an order, BM25, or several of them, each as a Scorer."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,22 +9,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from structkd.errors import MissingScoreError, UsageError
+from structkd.errors import DataError, MissingScoreError, UsageError
 from structkd.files import sha256_file
 from structkd.ids import Pairs, Texts, fingerprint_fields
 from structkd.index.kinds import build_text
 from structkd.index.lexical import Bm25Index
 from structkd.objectives import ensembles
-from structkd.ranking.encoders import BiScorer, CrossScorer
+from structkd.ranking.bi_encoder import BiScorer
+from structkd.ranking.cross_encoder import CrossScorer
+from structkd.ranking.multi_vector import MultiVectorScorer
+from structkd.ranking.students import load_student
 from structkd.scores.cache import Scorer
+from structkd.scores.formats_texts import read_rank_permutations
 from structkd.scores.manifest import TeacherSpec
-from structkd.trec import read_run
+from structkd.trec import Run, read_run
 
 Combine = Literal["z-mean", "mean", "reciprocal-rank"]
 
 
 class RunScorer:
-    """The scores, or only the order, of a run file.
+    """The scores, or only the order, of a run file; of the permutations that a language model wrote.
+
+    An order may come as a run whose ranks count, as `query document rank` columns, or as one JSON list
+    `[query, document, ...]` or object {"query_id", "document_ids"} a line (`scores.formats_texts`).
 
     Attributes:
         run: what the file lists.
@@ -33,7 +40,7 @@ class RunScorer:
 
     def __init__(self, path: str | Path, *, by_rank: bool = False) -> None:
         self.path, self.by_rank = Path(path), by_rank
-        self.run = read_run(path, by_rank=by_rank)
+        self.run = _read_order(self.path) if by_rank else read_run(path)
         self._scores: dict[tuple[str, str], float] = {}
         for query, (documents, scores) in self.run.lists.items():
             values = -np.arange(1.0, len(documents) + 1) if by_rank else scores
@@ -57,6 +64,23 @@ class RunScorer:
             todo = "Train on the run's own lists (--candidates names the same run), or give a teacher that can score."
             raise MissingScoreError(len(missing), missing, str(self.path), todo)
         return torch.tensor([self._scores[key] for key in keys], dtype=torch.float32)
+
+
+def _read_order(path: Path) -> Run:
+    """The lists of a file in the order it gives.
+
+    Raises:
+        DataError: a malformed line, or a document that a list names twice: then its order is not known.
+    """
+    table = read_rank_permutations(path)
+    lists: dict[str, dict[str, float]] = {}
+    for query, document, score in zip(table.query_ids, table.document_ids, table.scores.tolist(), strict=True):
+        own = lists.setdefault(query, {})
+        if document in own:
+            raise DataError(f"{path}: the order of query {query!r} names document {document!r} twice; remove one.")
+        own[document] = score
+    ranked = {query: sorted(own, key=lambda document: -own[document]) for query, own in lists.items()}
+    return Run({query: (own, -np.arange(1.0, len(own) + 1)) for query, own in ranked.items()})
 
 
 class Bm25Scorer:
@@ -127,14 +151,24 @@ def open_teacher(text: str, documents: Texts) -> Scorer:
     """
     kind, colon, value = text.partition(":")
     if kind not in TEACHERS or (kind != "bm25" and not value) or (kind == "bm25" and colon):
-        forms = "cross-encoder:MODEL, bi-encoder:MODEL, run:FILE, order:FILE, bm25"
+        forms = "cross-encoder:MODEL, bi-encoder:MODEL, multi-vector:MODEL, model:FOLDER, run:FILE, order:FILE, bm25"
         raise UsageError(f"teacher {text!r} is unknown; expected {forms}.")
     return TEACHERS[kind](value, documents)
+
+
+def _multi_vector(value: str) -> Scorer:
+    """A trained multi-vector model; anything else would get a random projection as a teacher."""
+    scorer = load_student(value)
+    if not isinstance(scorer, MultiVectorScorer):
+        raise UsageError(f"teacher multi-vector:{value} is a {scorer.kind} model; name it as model:{value}.")
+    return scorer
 
 
 TEACHERS: dict[str, Callable[[str, Texts], Scorer]] = {
     "cross-encoder": lambda value, documents: CrossScorer(value),
     "bi-encoder": lambda value, documents: BiScorer(value),
+    "multi-vector": lambda value, documents: _multi_vector(value),
+    "model": lambda value, documents: load_student(value),
     "run": lambda value, documents: RunScorer(value),
     "order": lambda value, documents: RunScorer(value, by_rank=True),
     "bm25": lambda value, documents: Bm25Scorer(documents),

@@ -8,16 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from structkd.errors import DataError
-from structkd.ids import Pairs
+from structkd.errors import DataError, UsageError
+from structkd.files import read_json, write_json
+from structkd.ids import Pairs, fingerprint_json
 from structkd.ordering import order, tie_rank
 from structkd.progress import note
+from structkd.ranking.cross_encoder import CrossScorer
 from structkd.ranking.data import Collection, hold_out
-from structkd.ranking.encoders import CrossScorer
 from structkd.ranking.losses import LOSSES
 from structkd.ranking.negatives import MineConfig, bm25_candidates, labelled_lists, mine
+from structkd.ranking.scorer import weights_sha256
 from structkd.ranking.train import Batch, FitConfig, FitResult, Lists, clear_checkpoint, fit, lists_of, scored_grid
-from structkd.runs import Figure, Run, Series
+from structkd.runs import Figure, Run, Series, plain
 from structkd.scores.cache import CachedScorer, Scorer
 from structkd.trec import Run as RankedRun
 
@@ -82,7 +84,8 @@ def teach(
     """Teach a cross-encoder on (query, positive, negatives) lists from the collection's judgements.
 
     Negatives are drawn from the first stage (BM25 unless `candidates` is given); judged positives and their copies are
-    never negatives. A share of the judged queries is held out to choose the checkpoint.
+    never negatives. A share of the judged queries is held out to choose the checkpoint. With `out` the run can be
+    killed and started again, and a finished run with the same inputs is returned as it is.
 
     Raises:
         DataError: no query has both a positive and a negative.
@@ -91,19 +94,23 @@ def teach(
     scorer = (
         init if isinstance(init, CrossScorer) else CrossScorer(init, max_length=config.max_length, seed=config.seed)
     )
-    run = None if out is None else Run.create(out, "ranking teach", config, config.seed)
     judged = [query for query in collection.queries.ids if collection.positives(query)]
     training, held = hold_out(judged, config.held_out, config.seed)
     first_stage = candidates or bm25_candidates(collection.with_queries(judged), config.negative_depth)
     lists = _labelled(collection.with_queries(training), first_stage, config)
     if not len(lists):
         raise DataError(f"{collection.name}: no query has a judged document and a negative. Teach on another split.")
+    valid = labelled_candidates(collection, first_stage, held, config.valid_depth)
+    inputs = [plain(config), lists.fingerprint(), valid.fingerprint(), weights_sha256(scorer)]
+    identity = fingerprint_json(inputs)
+    if out is not None and (done := _finished(Path(out), identity)) is not None:
+        return done
+    run = None if out is None else Run.create(out, "ranking teach", config, config.seed)
     loss = LOSSES[config.loss]
 
     def loss_of(model: nn.Module, batch: Batch) -> Tensor:
         return loss(scored_grid(model, batch), batch.targets, batch.mask)
 
-    valid = labelled_candidates(collection, first_stage, held, config.valid_depth)
     validate = (lambda: mean_ndcg(scorer, valid)) if len(valid) else None
     result = fit(scorer, lists, loss_of, config, validate=validate, run=run)
     metrics = _metrics(result, "nDCG@10 held out")
@@ -114,6 +121,7 @@ def teach(
         clear_checkpoint(run)
         run.write_figure("training", training_figure(result, "nDCG@10 held out"))
         run.finish(metrics)
+        write_json(run.folder / "teach.json", {"identity": identity, "history": result.history})
     return TeachResult(scorer, result.history, metrics, folder)
 
 
@@ -190,6 +198,21 @@ def _labelled(collection: Collection, candidates: RankedRun, config: TeacherConf
     )
     lists, labels = labelled_lists(collection, mine(collection, candidates, mining), config.negatives)
     return lists_of(collection.queries, collection.documents, lists, labels)
+
+
+def _finished(folder: Path, identity: str) -> TeachResult | None:
+    """The result of a finished run with the same inputs; UsageError when the folder holds another one's."""
+    if not (folder / "teach.json").is_file():
+        return None
+    kept = read_json(folder / "teach.json")
+    if kept["identity"] != identity:
+        raise UsageError(
+            f"{folder}: holds a finished training with other settings, judgements or starting weights. "
+            "Give another --out, or remove that folder."
+        )
+    run = Run.open(folder)
+    note(f"{folder}: finished already with the same inputs; nothing to do")
+    return TeachResult(CrossScorer(folder / "teacher"), kept["history"], run.info["summary"], folder / "teacher")
 
 
 def _metrics(result: FitResult, measure: str) -> dict[str, Any]:

@@ -8,8 +8,12 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from structkd.cli.app import run
+from structkd.index.kinds import open as open_index
+from structkd.ranking import datasets
 from structkd.ranking.data import Collection
+from structkd.ranking.evaluate import retrieve
 from structkd.ranking.negatives import bm25_candidates
+from structkd.ranking.students import load_student, student
 from structkd.trec import read_run, write_run
 
 
@@ -90,3 +94,81 @@ def test_wrong_calls_are_usage_errors(
     monkeypatch.chdir(folder.parent)
     assert run(["ranking", *tokens, "--collection", str(folder)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def scored(folder: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    run_file = folder.parent / "bm25.run"
+    output(
+        capsys, "score", "--collection", folder, "--candidates", run_file, "--teacher", "bm25",
+        "--out", folder.parent / "s",
+    )  # fmt: skip
+    return folder
+
+
+def distilled(scored: Path, tiny: str, capsys: pytest.CaptureFixture[str], kind: str, *flags: object) -> Path:
+    base = scored.parent
+    given = ("--student", kind, "--init", tiny, "--max-steps", 2, *flags)
+    made = output(capsys, "distill", "--collection", scored, "--scores", base / "s", *given, "--out", base / kind)
+    return Path(made["run"])
+
+
+def test_colbert_distils_re_ranks_retrieves_and_is_indexed(
+    scored: Path, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, where = scored.parent, ("--collection", scored)
+    model = distilled(scored, tiny, capsys, "colbert", "--variant", "matchmaker")
+    evaluate = ("evaluate", *where, "--model", model, "--measures", "nDCG@10 R@40")
+    re_ranked = output(capsys, *evaluate, "--mode", "rerank", "--candidates", base / "bm25.run")
+    found = output(capsys, *evaluate, "--mode", "retrieve")
+    assert re_ranked["mode"] == "rerank"
+    assert found["measures"]["R@40"] == 1.0  # all 40 documents come back
+    made = output(capsys, "encode", *where, "--model", model, "--out", base / "v.npy")
+    assert made["dim"] == 32
+    assert made["rows"] == len(np.load(base / "v.npy")) == len((base / "v.txt").read_text().split())
+    assert made["bytes_per_document"] == pytest.approx(made["rows"] * 32 * 4 / 40, abs=0.1)
+    build = ["index", "build", "--vectors", base / "v.npy", "--kind", "multi-vector", "--metric", "ip"]
+    assert run([*map(str, build), "--out", str(base / "index")]) == 0
+    scorer, index = load_student(model), open_index(base / "index")
+    texts = datasets.load(str(scored)).queries
+    top = index.search(scorer.encode_multi(texts.texts, "query"), 5).run(list(texts.ids))
+    expected = retrieve(datasets.load(str(scored)), scorer, depth=5)
+    assert {q: docs for q, (docs, _) in top.lists.items()} == {q: docs for q, (docs, _) in expected.lists.items()}
+
+
+def test_retrieval_by_index_gives_the_models_own_scores(tiny: str, small: Collection) -> None:
+    scorer = student("colbert", tiny)
+    found = retrieve(small, scorer, depth=40)
+    pairs = small.pairs_of(found)
+    listed = np.concatenate([scores for _, scores in found.lists.values()])
+    np.testing.assert_allclose(scorer.score(pairs).numpy(), listed, rtol=1e-4, atol=1e-4)
+
+
+def test_prett_distils_stores_its_documents_and_re_ranks_from_them(
+    scored: Path, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, where = scored.parent, ("--collection", scored)
+    model = distilled(scored, tiny, capsys, "prett", "--max-length", 34)
+    made = output(capsys, "encode", *where, "--model", model, "--out", base / "layers", "--dtype", "float32")
+    assert made["count"] == 40
+    assert made["bytes_per_document"] > 32 * 4
+    given = ("evaluate", *where, "--model", model, "--candidates", base / "bm25.run")
+    plain = output(capsys, *given)
+    assert output(capsys, *given, "--documents", base / "layers")["measures"] == pytest.approx(plain["measures"])
+    assert run(["ranking", *map(str, given), "--mode", "retrieve"]) == 2
+    assert "scores pairs and has no vectors; use mode 'rerank'" in capsys.readouterr().err
+    assert run(["ranking", "encode", *map(str, where), "--model", str(model), "--out", "v.npy"]) == 2
+    assert "writes a folder of document layers" in capsys.readouterr().err
+
+
+def test_cat_and_tk_have_nothing_to_store_and_layers_fit_prett_alone(
+    scored: Path, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = distilled(scored, tiny, capsys, "cat")
+    where = ("--collection", str(scored), "--model", str(model))
+    assert run(["ranking", "encode", *where, "--out", str(scored.parent / "v.npy")]) == 2
+    assert "a cat model scores pairs and has nothing to store" in capsys.readouterr().err
+    assert run(["ranking", "evaluate", *where, "--mode", "retrieve"]) == 2
+    assert "has no vectors; use mode 'rerank'" in capsys.readouterr().err
+    assert run(["ranking", "evaluate", *where, "--documents", str(scored)]) == 2
+    assert "holds stored layers of a prett model" in capsys.readouterr().err

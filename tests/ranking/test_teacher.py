@@ -11,13 +11,17 @@ from sentence_transformers import CrossEncoder
 
 from structkd.errors import DataError, TeacherMismatchError, UsageError
 from structkd.ids import Ids, Pairs, Texts
+from structkd.ranking.bi_encoder import BiScorer
+from structkd.ranking.cross_encoder import CrossScorer
 from structkd.ranking.data import Collection
-from structkd.ranking.encoders import BiScorer
 from structkd.ranking.losses import LOSSES, listwise_labels, pointwise_labels, ranknet_labels
+from structkd.ranking.multi_vector import MultiVectorScorer
 from structkd.ranking.negatives import MineConfig, bm25_candidates, labelled_lists, mine
-from structkd.ranking.sources import Bm25Scorer, RunScorer
+from structkd.ranking.sources import Bm25Scorer, EnsembleScorer, RunScorer, open_teacher
+from structkd.ranking.students import student
 from structkd.ranking.teacher import TeacherConfig, mean_ndcg, ndcg_of, score_pairs, teach
 from structkd.ranking.train import lists_of
+from structkd.scores.cache import CachedScorer
 from structkd.trec import Run, run_of, write_run
 
 SCORES = torch.tensor([[0.6, 0.8, -1.0, 50.0], [2.0, -3.0, 0.5, 1.0]], dtype=torch.float64)
@@ -173,3 +177,72 @@ def test_a_run_that_lacks_pairs_says_which(small: Collection, tmp_path: Path) ->
 
 def test_mean_ndcg_of_nothing_is_zero(small: Collection) -> None:
     assert mean_ndcg(Bm25Scorer(small.documents), lists_of(small.queries, small.documents, [])) == 0.0
+
+
+def test_a_finished_training_is_returned_as_it_is_and_another_one_is_refused(
+    tiny: str, small: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TeacherConfig(epochs=1, negatives=1, max_length=32)
+    first = teach(small, config, init=tiny, out=tmp_path / "t")
+    monkeypatch.setattr("structkd.ranking.teacher.fit", lambda *_, **__: pytest.fail("trained again"))
+    again = teach(small, config, init=tiny, out=tmp_path / "t")
+    assert again.metrics == first.metrics
+    assert again.history == first.history
+    pairs = Pairs(small.queries, small.documents, np.arange(5), np.arange(5))
+    torch.testing.assert_close(again.teacher.score(pairs), first.teacher.score(pairs))
+    with pytest.raises(UsageError, match="holds a finished training with other settings"):
+        teach(small, replace(config, loss="pointwise"), init=tiny, out=tmp_path / "t")
+
+
+def test_any_starting_weights_can_be_taught(tiny: str, small: Collection, tmp_path: Path) -> None:
+    """A plain body, a bi-encoder folder and a cross-encoder folder."""
+    BiScorer(tiny).save(tmp_path / "bi")
+    CrossScorer(tiny).save(tmp_path / "cat")
+    for init in (tiny, tmp_path / "bi", tmp_path / "cat"):
+        result = teach(small, TeacherConfig(epochs=1, max_steps=2, negatives=1, max_length=32), init=init)
+        assert result.metrics["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["q0 Q0 b 1 0.1 t", "q0 Q0 a 2 0.9 t"],
+        ["q0\tb\t1", "q0\ta\t2"],
+        ['["q0", "b", "a"]'],
+        ['{"query_id": "q0", "document_ids": ["b", "a"]}'],
+    ],
+)
+def test_orders_of_every_form_are_teachers_by_rank_alone(lines: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "order"
+    path.write_text("\n".join(lines) + "\n")
+    texts = Texts(Ids(["q0"]), ["query"]), Texts(Ids(["a", "b"]), ["one", "two"])
+    teacher = open_teacher(f"order:{path}", texts[1])
+    assert teacher.score(Pairs(*texts, np.array([0, 0]), np.array([0, 1]))).tolist() == [-2.0, -1.0]
+
+
+def test_an_order_that_names_a_document_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "order").write_text('["q0", "b", "a", "b"]\n')
+    with pytest.raises(DataError, match="the order of query 'q0' names document 'b' twice"):
+        RunScorer(tmp_path / "order", by_rank=True)
+
+
+def test_students_and_multi_vector_models_are_teachers_by_name(tiny: str, small: Collection, tmp_path: Path) -> None:
+    pairs = Pairs(small.queries, small.documents, np.arange(5), np.arange(5))
+    for kind in ("colbert", "tk", "static", "dot", "cat"):
+        scorer = student(kind, None if kind in ("tk", "static") else tiny, documents=small.documents)
+        scorer.save(tmp_path / kind)
+        teacher = open_teacher(f"model:{tmp_path / kind}", small.documents)
+        torch.testing.assert_close(teacher.score(pairs), scorer.score(pairs), rtol=1e-4, atol=1e-5)
+    assert isinstance(open_teacher(f"multi-vector:{tmp_path / 'colbert'}", small.documents), MultiVectorScorer)
+    with pytest.raises(UsageError, match="is a dot model; name it as model:"):
+        open_teacher(f"multi-vector:{tmp_path / 'dot'}", small.documents)
+
+
+def test_t2_is_the_mean_of_raw_scores_and_asks_each_teacher_once(tiny: str, small: Collection, tmp_path: Path) -> None:
+    members = [CachedScorer(CrossScorer(tiny, seed=seed), tmp_path / str(seed)) for seed in (0, 1, 2)]
+    pairs = Pairs(small.queries, small.documents, np.arange(6), np.arange(6))
+    expected = np.mean([CrossScorer(tiny, seed=seed).score(pairs).numpy() for seed in (0, 1, 2)], axis=0)
+    for _ in range(2):
+        found = EnsembleScorer(members, "mean").score(pairs)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert [member.asked for member in members] == [6, 6, 6]
