@@ -2,23 +2,22 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from cyclopts import App, Parameter
 
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
-from structkd.files import atomic_path, write_json, write_text
 from structkd.progress import note
 from structkd.ranking import datasets
 from structkd.ranking.data import Collection
 from structkd.ranking.distillation import DistillConfig, distill
-from structkd.ranking.encoders import BiScorer, open_scorer, student
-from structkd.ranking.evaluate import EvaluateConfig, evaluate_model, evaluate_run
+from structkd.ranking.multi_vector import Variant
 from structkd.ranking.negatives import MineConfig, bm25_candidates, mine
 from structkd.ranking.sources import Combine, EnsembleScorer, open_teacher
-from structkd.ranking.teacher import TeacherConfig, score_pairs, teach
+from structkd.ranking.students import student
+from structkd.ranking.teacher import TeacherConfig, teach
 from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
 from structkd.scores.pairs import PairScores
 from structkd.scores.store import open as open_store
@@ -27,6 +26,11 @@ from structkd.trec import Run, read_run, write_run
 Config = TypeVar("Config", TeacherConfig, DistillConfig, MineConfig)
 
 app = App(name="ranking", help="Ranking models: cross-architecture distillation.")
+app.command("structkd.cli.ranking_bench:bench_command", name="bench")
+app.command("structkd.cli.ranking_evaluate:evaluate_command", name="evaluate")
+app.command("structkd.cli.ranking_score:score_command", name="score")
+app.command("structkd.cli.ranking_self:self_distill_command", name="self-distill")
+app.command("structkd.cli.ranking_serving:encode_command", name="encode")
 
 
 @app.command(name="teach")
@@ -56,48 +60,6 @@ def teach_command(
     return Output(found, lines=[f"teacher: {result.folder}", f"metrics: {result.metrics}"])
 
 
-@app.command(name="score")
-def score_command(
-    *,
-    collection: str,
-    teacher: tuple[str, ...],
-    out: Path,
-    candidates: Path | None = None,
-    split: str | None = None,
-    depth: int = 100,
-    common: Common = Common(),
-) -> Output:
-    """Fill a score cache with what a teacher says of candidate pairs; what is there is not asked again.
-
-    Args:
-        collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
-        teacher: cross-encoder:MODEL, bi-encoder:MODEL, run:FILE, order:FILE or bm25.
-        out: Folder of the cache; several teachers get one folder each inside it.
-        candidates: Run whose pairs are scored; BM25's first DEPTH by default.
-        split: Split whose queries are scored; every query that the candidates name by default.
-        depth: Candidates of each query, from the top.
-    """
-    loaded = _load(collection, split or ("all" if candidates is not None else None))
-    first_stage = bm25_candidates(loaded, depth) if candidates is None else read_run(candidates).cut(depth)
-    rows = []
-    for name in teacher:
-        scorer = open_teacher(name, loaded.documents)
-        folder = out if len(teacher) == 1 else out / scorer.spec.fingerprint[:12]
-        cached = score_pairs(scorer, loaded.pairs_of(first_stage), folder)
-        store = cached.store()
-        rows.append(
-            {
-                "teacher": name,
-                "store": str(folder),
-                "fingerprint": cached.spec.fingerprint,
-                "rows": len(store),
-                "asked": cached.asked,
-                "found": cached.found,
-            }
-        )
-    return Output({"stores": rows, **rows[0]}, tables=[Table("Teacher scores", rows)])
-
-
 @app.command(name="distill")
 def distill_command(
     *,
@@ -111,6 +73,7 @@ def distill_command(
     split: str | None = None,
     combine: Combine = "z-mean",
     max_length: int | None = None,
+    variant: Variant = "stanford",
     common: Common = Common(),
     config: Annotated[DistillConfig, Parameter(name="*")] = DistillConfig(),
 ) -> Output:
@@ -119,14 +82,16 @@ def distill_command(
     Args:
         collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
         out: Run folder; the student goes to OUT/student.
-        student_kind: dot, cat, static or tk.
+        student_kind: dot, colbert, prett, tk, cat or static.
         init: Starting weights: folder or hub id.
-        teacher: cross-encoder:MODEL, bi-encoder:MODEL, run:FILE, order:FILE or bm25; several are combined.
+        teacher: cross-encoder:MODEL, bi-encoder:MODEL, multi-vector:MODEL, model:FOLDER, run:FILE, order:FILE or
+            bm25; several are combined.
         scores: Score caches or published scores; several are combined.
         candidates: Run whose lists are trained on; the store's or run's own lists, else BM25's, by default.
         split: Split whose queries are trained on; by default whatever the lists name.
         combine: How several teachers become one.
         max_length: Longest text in tokens; the model's own by default.
+        variant: Of colbert: stanford (128 numbers, normalised) or matchmaker (as wide as the encoder, not normalised).
     """
     if bool(teacher) == bool(scores):
         raise UsageError("give either --scores STORE or --teacher KIND:VALUE (each may be repeated).")
@@ -136,7 +101,9 @@ def distill_command(
     for name in teacher:
         scorer = open_teacher(name, loaded.documents)
         members.append(CachedScorer(scorer, out / "scores" / scorer.spec.fingerprint[:12]))
-    start = student(student_kind, init, documents=loaded.documents, max_length=max_length, seed=common.seed)
+    start = student(
+        student_kind, init, documents=loaded.documents, max_length=max_length, variant=variant, seed=common.seed
+    )
     chosen = None if candidates is None else read_run(candidates)
     one = members[0] if len(members) == 1 else EnsembleScorer(members, combine)
     result = distill(start, one, loaded, _seeded(config, common), candidates=chosen, out=out)
@@ -154,96 +121,6 @@ def distill_command(
     return Output(found, tables=[Table("Distilled", [_flat(found)])])
 
 
-@app.command(name="evaluate")
-def evaluate_command(
-    *,
-    collection: str,
-    model: str | None = None,
-    run: Path | None = None,
-    candidates: Path | None = None,
-    split: str | None = None,
-    common: Common = Common(),
-    config: Annotated[EvaluateConfig, Parameter(name="*")] = EvaluateConfig(),
-    per_query: Path | None = None,
-) -> Output:
-    """Measure a run (--run) or a model (--model) with ir-measures, ties broken by document id.
-
-    Args:
-        collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
-        model: Folder or hub id of a bi-encoder or cross-encoder.
-        run: TREC run or four-column run.
-        candidates: Run that the model re-ranks; BM25's by default.
-        split: Judgements to measure with; the test split by default.
-        per_query: JSON file for the values of each query.
-    """
-    if (model is None) == (run is None):
-        raise UsageError("give either --run FILE or --model FOLDER.")
-    loaded = _load(collection, split)
-    if run is not None:
-        result = evaluate_run(loaded, read_run(run), config.measures, drop_same_id=config.drop_same_id)
-    else:
-        first_stage = None if candidates is None else read_run(candidates)
-        if first_stage is None and config.mode == "rerank":
-            first_stage = bm25_candidates(loaded, min(config.depth, 100))
-            note(f"{loaded.name}: no --candidates; re-ranking BM25's first {min(config.depth, 100)}")
-        result = evaluate_model(
-            loaded,
-            open_scorer(str(model)),
-            mode=config.mode,
-            candidates=first_stage,
-            measures=config.measures,
-            depth=config.depth,
-            drop_same_id=config.drop_same_id,
-        )
-    if per_query is not None:
-        write_json(per_query, result.per_query)
-    found = {
-        "collection": collection,
-        "model": str(model or run),
-        "mode": config.mode if run is None else "retrieve",
-        "measures": result.measures,
-        "queries": result.queries,
-        "missing": result.missing,
-        "without_positive": result.without_positive,
-        "unjudged": result.unjudged,
-    }
-    row = {"model": found["model"], **result.measures, "queries": result.queries}
-    return Output(found, tables=[Table(f"{loaded.name}: {found['mode']}", [row])])
-
-
-@app.command(name="encode")
-def encode_command(
-    *,
-    collection: str,
-    model: str,
-    out: Path,
-    side: Literal["document", "query"] = "document",
-    split: str | None = None,
-    common: Common = Common(),
-) -> Output:
-    """Encode documents (or queries) with a bi-encoder into FILE.npy and FILE.txt, as `index build --vectors` reads.
-
-    Args:
-        collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
-        model: Folder or hub id of a bi-encoder.
-        out: The .npy file; ids go beside it with the ending .txt.
-        side: What to encode.
-        split: Split whose queries are encoded.
-    """
-    loaded = _load(collection, split)
-    scorer = open_scorer(model)
-    if not isinstance(scorer, BiScorer):
-        raise UsageError(f"{model}: a cross-encoder has no vectors; give a bi-encoder.")
-    texts = loaded.documents if side == "document" else loaded.queries
-    vectors = scorer.encode(texts.texts, side)
-    with atomic_path(out) as temporary, open(temporary, "wb") as handle:
-        np.save(handle, vectors)
-    ids = out.with_suffix(".txt")
-    write_text(ids, "".join(f"{identifier}\n" for identifier in texts.ids))
-    found = {"vectors": str(out), "ids": str(ids), "count": len(texts), "dim": int(vectors.shape[1])}
-    return Output(found, lines=[f"{found['count']} vectors of {found['dim']} numbers: {out}, ids: {ids}"])
-
-
 @app.command(name="mine")
 def mine_command(
     *,
@@ -251,24 +128,38 @@ def mine_command(
     out: Path,
     candidates: Path | None = None,
     split: str | None = None,
+    teacher: str | None = None,
+    scores: Path | None = None,
     common: Common = Common(),
     config: Annotated[MineConfig, Parameter(name="*")] = MineConfig(),
 ) -> Output:
-    """Mine negatives: candidates that are no judged positive and no copy of one, as a run.
+    """Mine negatives: candidates that are no judged positive and no copy of one, as a run; says what was left out.
 
     Args:
         collection: Folder in BEIR layout, ir_datasets:ID or pydocs.
         out: Run file to write; its scores are the candidates' order.
         candidates: First stage; BM25 by default.
         split: Judgements that say what a positive is; by default train when the collection has it.
+        teacher: For --teacher-margin: cross-encoder:MODEL, bi-encoder:MODEL, multi-vector:MODEL, run:FILE or bm25.
+        scores: For --teacher-margin: a store with the teacher's scores, instead of a teacher.
     """
+    if teacher is not None and scores is not None:
+        raise UsageError("give --teacher or --scores, not both.")
     loaded = _training_collection(collection, split)
     first_stage = bm25_candidates(loaded, config.depth) if candidates is None else read_run(candidates)
-    mined = mine(loaded, first_stage, _seeded(config, common))
+    scorer = (
+        StoredScorer(_pair_scores(scores)) if scores else open_teacher(teacher, loaded.documents) if teacher else None
+    )
+    mined = mine(loaded, first_stage, _seeded(config, common), teacher=scorer)
     write_run(out, Run({query: (own, -np.arange(1.0, len(own) + 1)) for query, own in mined.items()}), tag="negatives")
     total = sum(map(len, mined.values()))
-    found = {"run": str(out), "queries": len(mined), "negatives": total}
-    return Output(found, lines=[f"{total} negatives of {len(mined)} queries: {out}"])
+    found = {"run": str(out), "queries": len(mined), "negatives": total, "counts": mined.counts}
+    rows = [{"candidates": name.replace("_", " "), "count": count} for name, count in mined.counts.items()]
+    return Output(
+        found,
+        tables=[Table("What became of the candidates", rows)],
+        lines=[f"{total} negatives of {len(mined)} queries: {out}"],
+    )
 
 
 def _load(name: str, split: str | None) -> Collection:
