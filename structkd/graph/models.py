@@ -155,18 +155,24 @@ class Gat(nn.Module):
         """Directed edges; GATConv adds self-loops."""
         return task.edge_index
 
+    def mapped(self, depth: int, x: Features) -> Float[Tensor, "nodes width"]:
+        """What one layer's attention weighs: its linear map of the features after dropout."""
+        out: Tensor = self.maps[depth](dropped(x, self.dropout, self.training))
+        return out
+
     def forward(self, x: Features, graph: Tensor) -> Logits:
         """Logits of each node."""
         out: Any = x
-        for depth, (linear, attention) in enumerate(zip(self.maps, self.attention, strict=True)):
-            out = attention(linear(_dropped(out, self.dropout, self.training)), graph)
+        for depth, attention in enumerate(self.attention):
+            out = attention(self.mapped(depth, out), graph)
             if depth < len(self.maps) - 1:
                 out = elu(out)
         assert isinstance(out, Tensor)
         return out
 
 
-def _dropped(x: Features, share: float, training: bool) -> Features:
+def dropped(x: Features, share: float, training: bool) -> Features:
+    """Features with a share of their entries zeroed, the rest scaled up; sparse ones keep their pattern."""
     if isinstance(x, SparseMatrix):
         return x.with_values(dropout(x.values, share, training)) if training and share else x
     return dropout(x, share, training)
@@ -198,7 +204,7 @@ class Appnp(nn.Module):
 
     def forward(self, x: Features, graph: SparseMatrix) -> Logits:
         """Logits of each node."""
-        start: Tensor = self.predict(_dropped(x, self.input_dropout, self.training))
+        start: Tensor = self.predict(dropped(x, self.input_dropout, self.training))
         out = start
         for _ in range(self.steps):
             out = (1 - self.restart) * graph.product(out) + self.restart * start

@@ -1,6 +1,8 @@
 """Train a graph teacher, and write what it says about every node into a score cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from structkd import scores
 from structkd.errors import DataError, TeacherMismatchError
@@ -15,6 +18,7 @@ from structkd.graph.data import GraphTask
 from structkd.graph.evaluate import metric_of, report
 from structkd.graph.models import build_teacher
 from structkd.graph.published import given, recipe
+from structkd.graph.sampled import SampledTraining, layerwise_logits, parsed_fan_outs, restricted
 from structkd.graph.train import Fit, FitConfig, Selection, fit
 
 
@@ -48,6 +52,12 @@ class TeacherConfig:
 
     patience: int = 50
     "Stop after so many epochs without a validation score that reaches the best."
+
+    fan_out: str = ""
+    "Train on sampled neighbourhoods: neighbours drawn per layer, input side first, as 5,5; empty: the whole graph."
+
+    batch_nodes: int = 512
+    "Nodes per optimiser step, with fan_out."
 
     select: Selection = "loss"
     "What validation decides by: its metric, as the papers' code, or its cross-entropy, which has no ties."
@@ -93,7 +103,9 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, task: GraphTask) -> Float[Tensor, "nodes classes"]:
-        """Logits of every node of a task, in eval mode."""
+        """Logits of every node of a task, in eval mode; a teacher of samples answers in blocks of nodes."""
+        if self.config.fan_out:
+            return layerwise_logits(self.model, task)
         self.model.eval()
         prepared = self.model.prepare(task)  # type: ignore[operator]
         out: Tensor = self.model(task.x, prepared)
@@ -104,7 +116,7 @@ def train_teacher(task: GraphTask, config: TeacherConfig | None = None, seed: in
     """A teacher trained on what the task lets training see, with its test figure at best validation.
 
     Raises:
-        UsageError: an unknown model.
+        UsageError: an unknown model, or a fan-out that does not fit its layers.
         DataError: training diverged.
     """
     config = (config or TeacherConfig()).resolved(task)
@@ -113,21 +125,32 @@ def train_teacher(task: GraphTask, config: TeacherConfig | None = None, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = config.build(seen.num_features, seen.classes)
-    graph = model.prepare(seen)  # type: ignore[operator]
-    labels = seen.y[seen.train]
-
-    def loss_of(_: int) -> Tensor:
-        return torch.nn.functional.cross_entropy(model(seen.x, graph)[seen.train], labels)
-
-    def validate() -> tuple[float, float]:
-        out = model(seen.x, graph)
-        loss = torch.nn.functional.cross_entropy(out[seen.valid], seen.y[seen.valid])
-        return metric_of(out, seen.y, seen.valid, seen.metric), float(loss)
-
-    result = fit(model, loss_of, validate, _fit_config(config), seed)
+    if config.fan_out:
+        fan_outs = parsed_fan_outs(config.fan_out, given(config.layers))
+        part = SampledTraining(model, seen, fan_outs, config.batch_nodes, seed)
+        result = fit(model, part.loss_of(), part.validate(), _fit_config(config), seed, steps=part.steps)
+    else:
+        result = fit(model, *_whole_graph(model, seen), _fit_config(config), seed)
     teacher = Teacher(model, config, seed, task.split_fingerprint, fit=result)
     metrics = {"valid": result.valid, **report(task, teacher.logits(task)), "cpu_seconds": result.cpu_seconds}
     return replace(teacher, metrics=metrics)
+
+
+def _whole_graph(
+    model: nn.Module, seen: GraphTask
+) -> tuple[Callable[[int], Tensor], Callable[[], tuple[float, float]]]:
+    """Loss and validation from full neighbourhoods; rows out of reach of the nodes in question are left out."""
+    whole = cache(lambda: model.prepare(seen))  # type: ignore[operator]
+    trained = restricted(model, seen, torch.nonzero(seen.train).flatten(), whole)
+    judged = restricted(model, seen, torch.nonzero(seen.valid).flatten(), whole)
+    labels, wanted = seen.y[seen.train], seen.y[seen.valid]
+    everyone = torch.ones(len(wanted), dtype=torch.bool)
+
+    def validate() -> tuple[float, float]:
+        out = judged()
+        return metric_of(out, wanted, everyone, seen.metric), float(cross_entropy(out, wanted))
+
+    return lambda _: cross_entropy(trained(), labels), validate
 
 
 def teacher_spec(task: GraphTask, config: TeacherConfig, seed: int) -> scores.TeacherSpec:
