@@ -52,7 +52,7 @@ def score_command(
         out: Folder of the cache; several teachers get one folder each inside it.
         candidates: Runs whose pairs are scored, mined negatives among them; BM25's first DEPTH by default.
         triples: Files of `query positive negative` ids whose pairs are scored.
-        qrels: Score the judged pairs too.
+        qrels: Score the judged pairs too: of --split, else of the training split where there is one.
         split: Split whose queries are scored; every query that the candidates name by default.
         depth: Candidates of each query, from the top.
         student: Model whose margins decide which lists fit --budget; the candidates' own scores by default.
@@ -62,7 +62,8 @@ def score_command(
     """
     given = bool(candidates or triples or qrels)
     loaded = datasets.load(collection, split or ("all" if given else None))
-    wanted = _wanted(loaded, candidates, triples, qrels, depth)
+    labels = datasets.load(collection, split or _labelled_split(collection)) if qrels else loaded
+    wanted = _wanted(loaded, candidates, triples, judged(labels.qrels) if qrels else None, depth)
     share = _share(unit_range)
     rows: list[dict[str, Any]] = []
     for name in teacher:
@@ -92,16 +93,22 @@ def score_command(
 
 
 def _wanted(
-    collection: Collection, candidates: tuple[Path, ...], triples: tuple[Path, ...], qrels: bool, depth: int
+    collection: Collection, candidates: tuple[Path, ...], triples: tuple[Path, ...], labels: Run | None, depth: int
 ) -> Run:
     """Every pair to score."""
     runs = [read_run(path).cut(depth) for path in candidates]
     runs += [read_triples(path) for path in triples]
-    if qrels:
-        runs.append(judged(collection.qrels))
+    if labels is not None:
+        runs.append(labels)
     if not runs:
         return bm25_candidates(collection, depth)
     return runs[0] if len(runs) == 1 else union(runs)
+
+
+def _labelled_split(collection: str) -> str | None:
+    """The training split where there is one: students are trained on what a store lists."""
+    has_splits = Path(collection).is_dir() or collection in datasets.DATASETS
+    return "train" if has_splits and "train" in datasets.splits(collection) else None
 
 
 def _share(unit_range: str | None) -> Share:
@@ -134,5 +141,5 @@ def _with_ray(open_scorer: "partial[Scorer]", pairs: Pairs, folder: Path, worker
     try:
         from structkd.ranking.teacher_ray import produce_with_ray  # an engine that few install
     except ImportError as error:
-        raise MissingExtraError(str(error), "ray", "--ray-workers") from None
+        raise MissingExtraError(error.name or "ray", "ray", "--ray-workers") from None
     return produce_with_ray(open_scorer, pairs, folder, workers=workers, unit_rows=unit_rows)

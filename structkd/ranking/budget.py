@@ -61,7 +61,7 @@ def within_budget(
     own = candidates
     if student is not None:
         pairs = collection.pairs_of(candidates)
-        values = student.score(pairs).numpy()
+        values = student.score(pairs).double().numpy()
         ends = np.cumsum([len(documents) for documents, _ in candidates.lists.values()])
         parts = np.split(values, ends[:-1])
         own = Run({name: (found[0], part) for (name, found), part in zip(candidates.lists.items(), parts, strict=True)})
