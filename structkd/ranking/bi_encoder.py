@@ -1,6 +1,6 @@
 """BERT_DOT and every other bi-encoder: one shared encoder, a vector per text (Hofstatter et al. 2020, section 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +99,11 @@ class BiScorer(NeuralScorer):
             },
         )
 
+    @property
+    def token_caches(self) -> Mapping[str, TokenCache]:
+        """Queries and documents."""
+        return {"query": self._queries, "document": self._documents}
+
     def forward(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         """Scores with gradient; each distinct query and document is encoded once."""
         queries, query_of = np.unique(pairs.query_rows, return_inverse=True)
@@ -107,6 +112,8 @@ class BiScorer(NeuralScorer):
         document_vectors = self.encode_rows(pairs.documents, documents, "document")
         left = torch.as_tensor(query_of, device=query_vectors.device)
         right = torch.as_tensor(document_of, device=query_vectors.device)
+        if 2 * len(pairs) > len(queries) * len(documents):  # most of the grid: one product instead of gathered vectors
+            return (query_vectors @ document_vectors.T)[left, right]
         parts = zip(torch.split(left, _PAIR_BLOCK), torch.split(right, _PAIR_BLOCK), strict=True)
         return torch.cat([(query_vectors[q] * document_vectors[d]).sum(-1) for q, d in parts])
 

@@ -1,5 +1,6 @@
 """BERT_CAT: query and document in one sequence, the teacher of the paper and its slowest student."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,11 @@ class CrossScorer(NeuralScorer):
             head="logit",
             extra={"architecture": "cross-encoder"},
         )
+
+    @property
+    def token_caches(self) -> Mapping[str, TokenCache]:
+        """Query and document together."""
+        return {"pair": self._tokens}
 
     def forward(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         """Logits with gradient; a pair that occurs twice is encoded once."""

@@ -10,7 +10,7 @@ Two variants of the paper's student (Khattab and Zaharia 2020; Hofstatter et al.
 """
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -123,6 +123,11 @@ class MultiVectorScorer(NeuralScorer):
                 "modules": [type(module).__name__ for module in self.model],
             },
         )
+
+    @property
+    def token_caches(self) -> Mapping[str, TokenCache]:
+        """Queries and documents."""
+        return {"query": self._queries, "document": self._documents}
 
     def forward(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         """Scores with gradient; each distinct query and document is encoded once."""

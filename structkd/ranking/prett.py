@@ -1,7 +1,7 @@
 """PreTT as a Scorer: lower layers once per text or from a store, upper layers per pair (see `prett_model`)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,11 @@ class PrettScorer(NeuralScorer):
             head="logit",
             extra={"architecture": "prett", **dataclasses.asdict(self.model.config)},
         )
+
+    @property
+    def token_caches(self) -> Mapping[str, TokenCache]:
+        """Queries and documents."""
+        return {"query": self._queries, "document": self._documents}
 
     def forward(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         """Scores with gradient; the lower layers run once for each distinct query and document."""

@@ -6,24 +6,28 @@ writes a folder that the library of its architecture loads with equal scores. On
 `cross_encoder`, `multi_vector`, `prett`, `static`, `tk`.
 """
 
+import dataclasses
 import json
 import math
 import os
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from structkd.errors import DataError
-from structkd.ids import Pairs, fingerprint_arrays
+from structkd.ids import Pairs, fingerprint_arrays, fingerprint_fields
+from structkd.ranking.tokens import TokenCache
 from structkd.scores.manifest import TeacherSpec
 
 Side = Literal["query", "document"]
@@ -68,6 +72,49 @@ class NeuralScorer(nn.Module, ABC):
     @abstractmethod
     def save(self, folder: str | Path) -> None:
         """Write a folder that `open_scorer` reads, whole or not at all."""
+
+    @property
+    def token_caches(self) -> Mapping[str, TokenCache]:
+        """Where token ids are kept: under "query" and "document", or "pair"; none where reading words is as fast."""
+        return {}
+
+    def keep_tokens(self, pairs: Pairs, folder: str | Path) -> None:
+        """Tokenise what these pairs name into files below `folder`, once, and read it from there on.
+
+        A file's name is the identity of tokenizer, lengths, prompts and texts, so a folder may be shared.
+        """
+        caches = self.token_caches
+        if not caches:
+            return
+        reader = dataclasses.replace(self.spec, model="any", weights_sha256=None).fingerprint
+        for side, cache in caches.items():
+            keys = _keys(pairs, side)
+            identity = fingerprint_fields([reader, side, *(part for key in keys() for part in key)])
+            plain = (key if side == "pair" else key[0] for key in keys())
+            cache.keep(Path(folder) / f"{side}-{identity[:20]}", plain)
+
+    def lengths(self, pairs: Pairs) -> NDArray[np.int64]:
+        """Size of each pair's document (of the pair, for cat) in tokens; in words for a scorer without tokens."""
+        cache = self.token_caches.get("document") or self.token_caches.get("pair")
+        if cache is None:
+            return np.asarray([len(text.split()) for text in pairs.document_texts], dtype=np.int64)
+        both = "pair" in self.token_caches
+        sizes = np.empty(len(pairs), dtype=np.int64)
+        for start in range(0, len(pairs), 4096):
+            part = pairs.take(slice(start, start + 4096))
+            keys = list(zip(part.query_texts, part.document_texts, strict=True)) if both else part.document_texts
+            sizes[start : start + 4096] = [ids.shape[-1] for ids in cache.get(keys)]
+        return sizes
+
+
+def _keys(pairs: Pairs, side: str) -> Callable[[], Iterator[tuple[str, ...]]]:
+    """The distinct texts (pairs of texts) of one side, row by row, as often as they are asked for."""
+    if side == "pair":
+        distinct = np.unique(np.stack([pairs.query_rows, pairs.document_rows]), axis=1).T
+        return lambda: ((pairs.queries.texts[q], pairs.documents.texts[d]) for q, d in distinct)
+    table = pairs.queries if side == "query" else pairs.documents
+    rows = np.unique(pairs.query_rows if side == "query" else pairs.document_rows)
+    return lambda: ((table.texts[row],) for row in rows)
 
 
 def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from structkd.errors import DataError
 from structkd.ids import fingerprint_json
+from structkd.ranking.token_store import TokenStore
 
 Out = TypeVar("Out")
 
@@ -34,15 +36,29 @@ class TokenCache:
 
     Attributes:
         made: how many keys were tokenised (each once, unless the cache was full).
+        store: token ids on disk, asked first; None without.
     """
 
     def __init__(self, tokenise: Callable[[list[Any]], list[NDArray[np.int32]]], capacity: int = 2_000_000) -> None:
         self._tokenise, self._capacity = tokenise, capacity
         self._kept: dict[Any, NDArray[np.int32]] = {}
         self.made = 0
+        self.store: TokenStore | None = None
+
+    def keep(self, folder: str | Path, keys: Iterable[Any]) -> TokenStore:
+        """Tokenise these keys into files (or open them) and read them from there on: memory does not grow with them."""
+        self.store = TokenStore.build(folder, keys, self._made)
+        return self.store
 
     def get(self, keys: Sequence[Any]) -> list[NDArray[np.int32]]:
         """Token ids of each key."""
+        if self.store is None:
+            return self._remembered(keys)
+        found = self.store.get(keys)
+        missing = iter(self._remembered([key for key, ids in zip(keys, found, strict=True) if ids is None]))
+        return [next(missing) if ids is None else ids for ids in found]
+
+    def _remembered(self, keys: Sequence[Any]) -> list[NDArray[np.int32]]:
         new = list(dict.fromkeys(key for key in keys if key not in self._kept))
         if not new:
             return [self._kept[key] for key in keys]
@@ -51,9 +67,12 @@ class TokenCache:
             new = list(dict.fromkeys(keys))
         for start in range(0, len(new), 1024):
             chunk = new[start : start + 1024]
-            self._kept.update(zip(chunk, self._tokenise(chunk), strict=True))
-        self.made += len(new)
+            self._kept.update(zip(chunk, self._made(chunk), strict=True))
         return [self._kept[key] for key in keys]
+
+    def _made(self, keys: list[Any]) -> list[NDArray[np.int32]]:
+        self.made += len(keys)
+        return self._tokenise(keys)
 
 
 def padded(tokens: Sequence[NDArray[np.int32]], tokenizer: Any) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -22,11 +25,22 @@ from structkd.errors import DataError, UsageError
 from structkd.files import atomic_path, write_text
 from structkd.ids import Pairs, Texts, fingerprint_arrays, fingerprint_json
 from structkd.progress import note, track
-from structkd.ranking.encoders import weights_sha256
+from structkd.ranking.encoders import NeuralScorer, weights_sha256
 from structkd.runs import Run, plain
 
 LossOf = Callable[[nn.Module, "Batch"], Tensor]
 Validate = Callable[[], float]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A loss that changes from step to step: what it holds goes into checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,9 @@ class FitConfig:
 
     batch_lists: int = 8
     "Lists in a step."
+
+    batch_tokens: int = 0
+    "Document tokens in a step (of the pair for cat), on average over an epoch, instead of a number of lists; 0: lists."
 
     list_size: int = 16
     "Longest list in a step; longer ones are cut at random, anew in each epoch, so that an epoch sees each pair once."
@@ -68,6 +85,10 @@ class FitConfig:
 
     precision: Literal["no", "fp16", "bf16"] = "no"
     "Mixed precision of the forward pass."
+
+    gradient_cache: bool = False
+    """Keep the outputs of a step only and run its texts again, some at a time, for their gradients (Gao et al. 2021):
+    the same gradients in the memory of a few texts, for one more forward pass. For large in-batch sets."""
 
     seed: int = 0
     "Order of the lists, cuts and dropout."
@@ -183,6 +204,12 @@ class Plan:
     batch_lists: int
     list_size: int
     seed: int
+    batch_tokens: int = field(default=0, kw_only=True)
+    sizes: NDArray[np.int64] | None = field(default=None, kw_only=True, repr=False)
+
+    def identity(self) -> list[str]:
+        """What tells other batches of the same lists apart; a checkpoint belongs to one identity."""
+        return []
 
     def epoch(self, number: int) -> list[list[tuple[int, NDArray[np.int64]]]]:
         """Batches of (list, item positions)."""
@@ -196,11 +223,20 @@ class Plan:
                 shuffled = low + generator.permutation(high - low)
                 count = math.ceil((high - low) / self.list_size)
                 pieces += [(row, np.sort(part)) for part in np.array_split(shuffled, count)]
-        order = generator.permutation(len(pieces))
-        return [
-            [pieces[i] for i in order[start : start + self.batch_lists]]
-            for start in range(0, len(order), self.batch_lists)
-        ]
+        shuffled_pieces = [pieces[i] for i in generator.permutation(len(pieces))]
+        cuts = [0, *self._cuts(shuffled_pieces), len(pieces)]
+        return [shuffled_pieces[low:high] for low, high in pairwise(cuts)]
+
+    def _cuts(self, pieces: Sequence[tuple[int, NDArray[np.int64]]]) -> list[int]:
+        """Where a new batch begins. The number of batches is the same in every epoch, so a step names its epoch."""
+        if not self.batch_tokens or self.sizes is None:
+            return list(range(self.batch_lists, len(pieces), self.batch_lists))
+        reached = np.cumsum([self.sizes[items].sum() for _, items in pieces])
+        steps = min(len(pieces), max(1, round(float(self.sizes.sum()) / self.batch_tokens)))
+        wanted = np.searchsorted(reached, reached[-1] * np.arange(1, steps) / steps) + 1
+        index = np.arange(len(wanted))
+        later = np.maximum.accumulate(wanted - index) + index  # each batch has a list or more
+        return np.minimum(later, len(pieces) - steps + 1 + index).tolist()
 
 
 @dataclass(frozen=True)
@@ -243,6 +279,7 @@ def fit(
     *,
     validate: Validate | None = None,
     run: Run | None = None,
+    plan: Plan | None = None,
 ) -> FitResult:
     """Train `student` in place; afterwards it holds the weights of the best validation (the last without one).
 
@@ -253,17 +290,47 @@ def fit(
     Args:
         student: a scorer of `structkd.ranking.encoders`.
         lists: training lists.
-        loss_of: (student, batch) -> scalar.
+        loss_of: (student, batch) -> scalar; one that is `Stateful` is saved and resumed with the rest.
         config: settings.
         validate: measures the student, higher is better; called before the first step and as configured.
         run: where checkpoints and metrics go; without it nothing is written.
+        plan: batches of `lists` in another order or composition than shuffled lists.
 
     Raises:
         UsageError: nothing to train on, a setting out of range, or a checkpoint of another run in the folder.
         DataError: the loss is not finite.
     """
     _check(config, lists)
-    return _Loop(student, lists, loss_of, config, validate, run).train()
+    chosen = plan or plan_of(lists, config, student)
+    return _Loop(student, chosen, loss_of, config, validate, run).train()
+
+
+def plan_of(lists: Lists, config: FitConfig, student: nn.Module) -> Plan:
+    """Shuffled lists in batches; with `batch_tokens` the student says how long each document is."""
+    sizes = None
+    if config.batch_tokens:
+        pairs = lists.pairs()
+        words = np.asarray([len(text.split()) for text in pairs.document_texts], dtype=np.int64)
+        sizes = student.lengths(pairs) if isinstance(student, NeuralScorer) else words
+    return Plan(lists, config.batch_lists, config.list_size, config.seed, batch_tokens=config.batch_tokens, sizes=sizes)
+
+
+def planned_steps(lists: Lists, config: FitConfig, plan: Plan | None = None) -> int:
+    """Optimizer steps of a training that is not stopped early."""
+    chosen = plan or Plan(lists, config.batch_lists, config.list_size, config.seed)
+    total = len(chosen.epoch(0)) * config.epochs
+    return min(total, config.max_steps) if config.max_steps else total
+
+
+def main_process() -> bool:
+    """Whether this process writes what all of them agree on."""
+    return bool(PartialState().is_main_process)
+
+
+def main_process_first() -> AbstractContextManager[None]:
+    """The main process runs the block before the others do: it fills a cache, they read it."""
+    first: AbstractContextManager[None] = PartialState().main_process_first()
+    return first
 
 
 class _Loop:
@@ -272,21 +339,28 @@ class _Loop:
     def __init__(
         self,
         student: nn.Module,
-        lists: Lists,
+        plan: Plan,
         loss_of: LossOf,
         config: FitConfig,
         validate: Validate | None,
         run: Run | None,
     ) -> None:
         self.student, self.loss_of, self.config, self.validate, self.run = student, loss_of, config, validate, run
-        self.identity = fingerprint_json([plain(config), lists.fingerprint(), weights_sha256(student)])
+        self.stateful: Stateful | None = loss_of if isinstance(loss_of, Stateful) else None
+        self.identity = fingerprint_json(
+            [plain(config), plan.lists.fingerprint(), weights_sha256(student), *plan.identity()]
+        )
         AcceleratorState._reset_state(reset_partial_state=False)  # precision may differ between two trainings
         parallel = DistributedDataParallelKwargs(find_unused_parameters=True)  # bi-encoders leave their pooler idle
         self.accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[parallel])
-        self.plan = Plan(lists, config.batch_lists, config.list_size, config.seed)
+        if isinstance(student, NeuralScorer):
+            student.recompute = config.gradient_cache
+            if run is not None:
+                with self.accelerator.main_process_first():  # one process tokenises, the others open its files
+                    student.keep_tokens(plan.lists.pairs(), run.folder / "tokens")
+        self.plan = plan
         self.epoch_steps = len(self.plan.epoch(0))
-        total = self.epoch_steps * config.epochs
-        self.total = min(total, config.max_steps) if config.max_steps else total
+        self.total = planned_steps(plan.lists, config, plan)
         optimizer = torch.optim.AdamW(
             [p for p in student.parameters() if p.requires_grad],
             lr=config.learning_rate,
@@ -321,11 +395,14 @@ class _Loop:
             self._batches = self.plan.epoch(epoch)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         pieces = self._batches[position]
-        mine = pieces[rank::world] or pieces[:1]  # a short last batch still gives every process a list
+        own = pieces[rank::world]
+        mine = own or pieces[:1]  # a process without a list in a short batch runs one at weight 0
         batch = batch_of(self.plan.lists, [items for _, items in mine], [owner for owner, _ in mine])
         started = time.perf_counter()
         torch.manual_seed(_mix(self.config.seed, step, rank))
-        loss, norm = self._update(batch.to(self.accelerator.device), step)
+        # processes average gradients: weighted by its number of lists, each adds up to the mean over the whole batch
+        share = len(own) * world / len(pieces)
+        loss, norm = self._update(batch.to(self.accelerator.device), step, share)
         self.state.seconds += time.perf_counter() - started
         self.state.pairs += sum(len(items) for _, items in pieces)
         self.state.step = step + 1
@@ -337,12 +414,12 @@ class _Loop:
         if (step + 1) % self.config.checkpoint_every == 0:
             self._save()
 
-    def _update(self, batch: Batch, step: int) -> tuple[float, float]:
+    def _update(self, batch: Batch, step: int, share: float) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(step)
         with self.accelerator.autocast():
-            loss = self.loss_of(self.model, batch)
-        value = float(loss.detach())
+            loss = share * self.loss_of(self.model, batch)
+        value = float(self.accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
             raise DataError(
                 f"the loss is {value} at step {step + 1}. Lower --learning-rate, or bring the teacher's scores to the "
@@ -396,6 +473,7 @@ class _Loop:
             "student": self.student.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
+            "loss": {} if self.stateful is None else self.stateful.state_dict(),
         }
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
@@ -405,7 +483,8 @@ class _Loop:
         if path is None or self.run is None:
             return
         if not path.is_file():  # an interrupted run may have left lines, but nothing to continue from
-            (self.run.folder / "metrics.jsonl").unlink(missing_ok=True)
+            if self.accelerator.is_main_process:
+                (self.run.folder / "metrics.jsonl").unlink(missing_ok=True)
             return
         content = torch.load(path, map_location=self.accelerator.device, weights_only=True)
         if content["identity"] != self.identity:
@@ -416,6 +495,8 @@ class _Loop:
         self.student.load_state_dict(content["student"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.state, self.best = _State(**content["state"]), content["best"]
+        if self.stateful is not None:
+            self.stateful.load_state_dict(content["loss"])
         if self.accelerator.is_main_process:  # drop the lines after the checkpoint
             lines = "".join(_json_line(row) for row in self.state.history)
             write_text(self.run.folder / "metrics.jsonl", lines)
@@ -423,11 +504,12 @@ class _Loop:
 
 
 def clear_checkpoint(run: Run) -> None:
-    """Remove the training state of a finished run."""
+    """Remove the training state and the token ids of a finished run."""
     path = run.folder / "checkpoint" / "state.pt"
     if path.is_file():
         os.unlink(path)
         path.parent.rmdir()
+    shutil.rmtree(run.folder / "tokens", ignore_errors=True)
 
 
 def scored_grid(model: nn.Module, batch: Batch) -> Float[Tensor, "lists items"]:
