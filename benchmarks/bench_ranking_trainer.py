@@ -11,7 +11,8 @@ Three arms train the same two layers of all-MiniLM-L6-v2 on the same lists of 16
 
 Arms take turns in one process, one thread. Seconds are processor seconds of the training call (tokenising, batching,
 optimizer; not the making of the trainer and its rows), so that a busy machine cannot favour one of them; wall seconds
-stand beside. Peak memory is that of a process of its own per arm. Finished parts are kept in FILE and not run again.
+stand beside. Peak memory is that of a process of its own per arm. Each call adds a run of --parts to FILE; the figures
+are medians over runs, and a ratio is taken within its run.
 """
 
 import argparse
@@ -185,47 +186,64 @@ def dl19(data: Path, work: Path) -> Collection:
     return load(folder)
 
 
-def measure(options: argparse.Namespace, part: dict[str, Any], name: str) -> dict[str, Any]:
-    """All arms on one collection, in turn, `repeats` times; quality of the first training where it is asked for."""
+def lists_of_part(part: dict[str, Any], options: argparse.Namespace) -> Lists:
+    return training_lists(Path(options.data), part["collection"], part["queries"])
+
+
+def speed(part: dict[str, Any], options: argparse.Namespace, run: int) -> dict[str, Any]:
+    """Each arm once, in turn; the order turns with the run."""
+    lists, seconds = lists_of_part(part, options), {}
+    for position in range(len(ARMS)):
+        arm = ARMS[(position + run) % len(ARMS)]
+        own = (lists, part["batch_lists"], part["steps"], run, Path(options.work))
+        seconds[arm] = timed(training(arm, two_layers(options.init), *own))
+    return seconds
+
+
+def memory(part: dict[str, Any], options: argparse.Namespace, run: int) -> dict[str, Any]:
+    """Peak resident memory of each arm in MB, for two steps."""
+    return {arm: peak_of(arm, options, part["collection"], part["batch_lists"]) for arm in ARMS}
+
+
+def final_quality(part: dict[str, Any], options: argparse.Namespace, run: int) -> dict[str, Any]:
+    """nDCG@10 on msmarco-dl19 after the same training, and whether queries tell the arms apart."""
     data, work = Path(options.data), Path(options.work)
-    lists = training_lists(data, name, part["queries"])
-    seconds: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    results: dict[str, EvaluationResult] = {}
-    for repeat in range(part["repeats"]):
-        for arm in ARMS:
-            model = two_layers(options.init)
-            own = (lists, part["batch_lists"], part["steps"], repeat, work)
-            seconds[arm].append(timed(training(arm, model, *own)))
-            print(json.dumps({"part": part["part"], "arm": arm, **seconds[arm][-1]}), flush=True)
-            if part["quality"] and repeat == 0:
-                results[arm] = quality(model, dl19(data, work), data, part["quality"])
+    lists, results = lists_of_part(part, options), {}
+    models = {"before": two_layers(options.init)}
+    for arm in ARMS:
+        models[arm] = two_layers(options.init)
+        training(arm, models[arm], lists, part["batch_lists"], part["steps"], run, work)()
+    collection = dl19(data, work)
+    for name, model in models.items():
+        results[name] = quality(model, collection, data, 20)
+    found: dict[str, Any] = {name: round(result.measures["nDCG@10"], 4) for name, result in results.items()}
+    tests = {arm: compare(results[arm], results["structkd"], "nDCG@10") for arm in ("rows", "triples")}
+    return found | {f"p against {arm}": round(test.p_value, 4) for arm, test in tests.items()}
+
+
+def summary(runs: list[dict[str, Any]], part: dict[str, Any]) -> dict[str, Any]:
+    """Medians over runs; a ratio is taken within its run."""
     compared = part["steps"] * part["batch_lists"] * (SIZE - 1)
-    median = {arm: float(np.median([one["cpu_s"] for one in seconds[arm]])) for arm in ARMS}
-    found: dict[str, Any] = {
-        **part,
-        "comparisons": compared,
-        "seconds": seconds,
-        "pairs_per_cpu_second": {arm: round(compared / median[arm], 2) for arm in ARMS},
-        "speedup_over_rows": round(median["rows"] / median["structkd"], 2),
-        "speedup_over_triples": round(median["triples"] / median["structkd"], 2),
-    }
-    if results:
-        found["nDCG@10"] = {arm: round(result.measures["nDCG@10"], 4) for arm, result in results.items()}
-        before = quality(two_layers(options.init), dl19(data, work), data, part["quality"])
-        found["nDCG@10"]["before"] = round(before.measures["nDCG@10"], 4)
-        found["p_value"] = {
-            arm: round(compare(results[arm], results["structkd"], "nDCG@10").p_value, 4) for arm in ("rows", "triples")
-        }
-    found["peak_mb"] = {arm: peak_of(arm, options, name, part["batch_lists"]) for arm in ARMS}
+    found: dict[str, Any] = {"comparisons": compared}
+    for arm in ARMS:
+        rates = [compared / run[arm]["cpu_s"] for run in runs]
+        found[f"{arm}: pairs per processor second"] = round(float(np.median(rates)), 2)
+    for arm in ("rows", "triples"):
+        ratios = [run[arm]["cpu_s"] / run["structkd"]["cpu_s"] for run in runs]
+        found[f"speedup over {arm}"] = round(float(np.median(ratios)), 2)
+        found[f"speedup over {arm}, each run"] = [round(ratio, 2) for ratio in ratios]
     return found
 
 
-PARTS: list[dict[str, Any]] = [
-    {"part": "msmarco-dl22", "queries": 72, "batch_lists": 8, "steps": 9, "repeats": 1, "quality": 30},
-    {"part": "msmarco-dl22, 2 lists a step", "queries": 12, "batch_lists": 2, "steps": 6, "repeats": 2, "quality": 0},
-    {"part": "scifact", "queries": 12, "batch_lists": 4, "steps": 3, "repeats": 1, "quality": 0},
-    {"part": "nfcorpus", "queries": 12, "batch_lists": 4, "steps": 3, "repeats": 1, "quality": 0},
-]
+PARTS: dict[str, dict[str, Any]] = {
+    "dl22": {"what": "speed", "collection": "msmarco-dl22", "queries": 16, "batch_lists": 8, "steps": 2},
+    "dl22-small-steps": {"what": "speed", "collection": "msmarco-dl22", "queries": 12, "batch_lists": 2, "steps": 6},
+    "scifact": {"what": "speed", "collection": "scifact", "queries": 8, "batch_lists": 4, "steps": 2},
+    "nfcorpus": {"what": "speed", "collection": "nfcorpus", "queries": 8, "batch_lists": 4, "steps": 2},
+    "dl22-memory": {"what": "memory", "collection": "msmarco-dl22", "queries": 16, "batch_lists": 8, "steps": 2},
+    "dl22-quality": {"what": "quality", "collection": "msmarco-dl22", "queries": 40, "batch_lists": 8, "steps": 5},
+}
+DOES = {"speed": speed, "memory": memory, "quality": final_quality}
 
 
 def machine() -> str:
@@ -245,17 +263,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "init", "work", "out"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     out = Path(options.out)
-    kept = read_json(out)["parts"] if out.is_file() else []
-    for part in PARTS:
-        if not any(one["part"] == part["part"] for one in kept):
-            kept.append(measure(options, part, part["part"].split(",")[0]))
-            settings = {"list_size": SIZE, "learning_rate": RATE, "student_scale": SCALE, "threads": 1}
-            head = {"command": "python benchmarks/bench_ranking_trainer.py", "machine": machine(), "commit": commit()}
-            write_json(out, {**head, "versions": versions(), "settings": settings, "parts": kept})
-            print(json.dumps(kept[-1]), flush=True)
+    for name in options.parts:
+        kept = read_json(out) if out.is_file() else {"parts": {}}
+        part = PARTS[name]
+        runs = kept["parts"].get(name, {}).get("runs", [])
+        runs.append(DOES[part["what"]](part, options, len(runs)))
+        kept["parts"][name] = {"settings": part, "runs": runs}
+        if part["what"] == "speed":
+            kept["parts"][name]["median"] = summary(runs, part)
+        settings = {"list_size": SIZE, "learning_rate": RATE, "student_scale": SCALE, "threads": 1}
+        head = {"command": "python benchmarks/bench_ranking_trainer.py", "machine": machine(), "commit": commit()}
+        write_json(out, {**head, "versions": versions(), "settings": settings, "parts": kept["parts"]})
+        print(json.dumps({name: kept["parts"][name]}), flush=True)
 
 
 if __name__ == "__main__":
