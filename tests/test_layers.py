@@ -130,6 +130,7 @@ FENCES = {
         "scores/formats",
     },
     "safetensors": {
+        "scores/formats_nodes.py",
         "scores/snapshot.py",
         "scores/formats.py",
         "index/storage.py",

@@ -18,9 +18,10 @@ from structkd.graph.inputs import RAW, Inputs
 from structkd.graph.lesson import Lesson, Method, Teaching
 from structkd.graph.methods import METHODS
 from structkd.graph.minibatch import BLOCK, teach_in_batches
+from structkd.graph.policies import NO_POLICIES, Policies, policy_teaching
 from structkd.graph.published import given
 from structkd.graph.spectral import band_agreement
-from structkd.graph.teacher import Teacher, check_scores
+from structkd.graph.teacher import Teacher, check_scores, check_split
 from structkd.graph.train import Fit, FitConfig, fit
 from structkd.runs import Run
 from structkd.scores import NodeScores
@@ -62,6 +63,8 @@ def distill(
     config: DistillConfig | None = None,
     seed: int | None = None,
     run: Run | None = None,
+    *,
+    policies: Policies = NO_POLICIES,
 ) -> DistillResult:
     """Train a student by lambda CE(labels) + (1 - lambda) (teacher terms); the only reported test figure is the one
     at best validation.
@@ -70,9 +73,10 @@ def distill(
         task: the problem; only `task.observed` reaches training.
         teacher: logits of the observed nodes, cached or as a tensor, or the trained teacher itself, which some
             methods look into; for plain mlp they serve the band metrics only and may be None.
+        policies: objectives and policies beside the method's own terms.
 
     Raises:
-        UsageError: an unknown method, or no teacher for a method that needs one.
+        UsageError: an unknown method, no teacher for a method that needs one, or policies that do not fit.
         DataError: logits of another graph or size.
     """
     config = (config or DistillConfig()).resolved(task)
@@ -82,13 +86,20 @@ def distill(
     lesson = Lesson(seen, logits, config, seed, teacher if isinstance(teacher, Teacher) else None)
     check_needs(method, lesson)
     batched = config.batch_nodes and method.needs != "nothing"
-    teaching = teach_in_batches(lesson) if batched else method.teach(lesson)
+    if policies.active and batched:
+        raise UsageError("--batch-nodes and policies do not go together yet: policies see all nodes in each step.")
+    if policies.active:
+        teaching = policy_teaching(lesson, method, policies)
+    else:
+        teaching = teach_in_batches(lesson) if batched else method.teach(lesson)
     x = teaching.inputs.seen(seen)
     preparing = time.process_time() - started
     watch = _watcher(seen, teaching.student, x, logits, config.watch_every)
     trained = teaching.student if teaching.also is None else nn.ModuleList([teaching.student, teaching.also])
     validate = _validation(seen, teaching.student, x)
     result = fit(trained, teaching.loss_of, validate, _fit_config(config), seed, watch, teaching.groups, teaching.steps)
+    if teaching.finish is not None:
+        teaching.finish()
     metrics = _metrics(task, teaching, logits, result)
     metrics["cpu_seconds"] += preparing
     if run is not None:
@@ -105,6 +116,7 @@ def teacher_logits(task: GraphTask, teacher: NodeScores | Logits | Teacher | Non
     if teacher is None:
         return None
     if isinstance(teacher, Teacher):
+        check_split(teacher, task)
         return teacher.logits(task.observed)
     if isinstance(teacher, Tensor):
         expected = (task.observed.num_nodes, task.classes)

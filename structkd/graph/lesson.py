@@ -39,6 +39,7 @@ class Lesson:
 
     Attributes:
         teacher: the trained model itself, for methods that look inside it; None when only its logits are known.
+        built: a student to teach in place of a new one (policies that change its outputs make it themselves).
     """
 
     seen: GraphTask
@@ -46,9 +47,12 @@ class Lesson:
     config: DistillConfig
     seed: int
     teacher: Teacher | None = None
+    built: Mlp | None = None
 
     def student(self, inputs: int | None = None) -> Mlp:
         """A new MLP of the configured depth and width, drawn from the seed."""
+        if self.built is not None:
+            return self.built
         width, config = self.seen.num_features if inputs is None else inputs, self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -76,6 +80,7 @@ class Teaching:
         groups: parameter groups for the optimiser, None for one group of everything.
         target: what teaches, in words, where that is chosen.
         steps: optimiser steps per epoch; loss_of is called once for each.
+        finish: what remains to be done with the weights of best validation.
     """
 
     student: nn.Module
@@ -85,6 +90,7 @@ class Teaching:
     groups: Sequence[Mapping[str, Any]] | None = None
     target: str = "teacher"
     steps: int = 1
+    finish: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)

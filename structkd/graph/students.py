@@ -12,6 +12,7 @@ from torch.nn.functional import dropout, relu
 
 from structkd.errors import DataError
 from structkd.graph.data import Features
+from structkd.graph.heads import HeadedMlp
 from structkd.graph.models import Linear, Mlp
 
 
@@ -69,7 +70,20 @@ def build_ensemble(fields: Mapping[str, Any]) -> Ensemble:
     return Ensemble([build_mlp(fields) for _ in range(fields["members"])])
 
 
+def headed_fields(student: HeadedMlp) -> dict[str, Any]:
+    """As an MLP's, and the rule that folds its outputs."""
+    return {**mlp_fields(student), "head": student.head, "per_class": student.per_class}
+
+
+def build_headed(fields: Mapping[str, Any]) -> HeadedMlp:
+    """A headed MLP of that description."""
+    inputs, *inner, classes = fields["widths"]
+    shape = (inputs, inner[0] if inner else 1, classes, len(inner) + 1, fields["dropout"])
+    return HeadedMlp(*shape, head=fields["head"], per_class=fields["per_class"])
+
+
 STUDENTS: dict[str, Kind] = {
+    "headed": Kind(HeadedMlp, headed_fields, build_headed),
     "mlp": Kind(Mlp, mlp_fields, build_mlp),
     "ensemble": Kind(Ensemble, ensemble_fields, build_ensemble),
 }

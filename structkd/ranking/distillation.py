@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,22 +16,35 @@ from torch import Tensor, nn
 from structkd.errors import DataError, UsageError
 from structkd.files import read_json, write_json
 from structkd.ids import fingerprint_json
-from structkd.objectives import OBJECTIVES, targets
+from structkd.objectives import targets
+from structkd.policies import SOFTMAX_OBJECTIVES, parse_objective, weighted_sum
 from structkd.progress import note
 from structkd.ranking.data import Collection, hold_out
-from structkd.ranking.encoders import NeuralScorer, open_scorer, weights_sha256
+from structkd.ranking.dual import DualBiScorer
+from structkd.ranking.encoders import BiScorer, NeuralScorer, open_scorer, weights_sha256
 from structkd.ranking.negatives import bm25_candidates
+from structkd.ranking.policies import NO_POLICIES, Lesson, Policies, asked, kept
 from structkd.ranking.sources import RunScorer
 from structkd.ranking.teacher import mean_ndcg, ndcg_of, training_figure
-from structkd.ranking.train import Batch, FitConfig, FitResult, Lists, clear_checkpoint, fit, lists_of, scored_grid
+from structkd.ranking.train import (
+    Batch,
+    FitConfig,
+    FitResult,
+    Lists,
+    clear_checkpoint,
+    fit,
+    lists_of,
+    main_process,
+    main_process_first,
+    plan_of,
+    planned_steps,
+    scored_grid,
+)
 from structkd.runs import Figure, Run, Series, plain
 from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
 from structkd.trec import Run as RankedRun
 
-SOFTMAX_OBJECTIVES = frozenset(
-    {"balanced-kl", "jeffreys", "jensen-shannon", "kl", "listnet", "plackett-luce", "reverse-kl"}
-)
-"Objectives that turn teacher scores into probabilities, so that their scale is a temperature."
+__all__ = ["DistillConfig", "DistillResult", "distill", "parse_objective"]
 
 ORDER_ONLY = frozenset({"hinge", "listmle", "ranknet"})
 "Objectives that read only the order of the teacher's scores."
@@ -104,6 +118,7 @@ def distill(
     *,
     candidates: RankedRun | None = None,
     out: str | Path | None = None,
+    policies: Policies = NO_POLICIES,
 ) -> DistillResult:
     """Train `student` in place on the teacher's scores of candidate lists.
 
@@ -118,56 +133,62 @@ def distill(
         config: settings.
         candidates: lists to train on.
         out: run folder.
+        policies: what is switched on beside the objective.
 
     Raises:
-        UsageError: an unknown objective, a setting out of range, `out` holds another run.
+        UsageError: an unknown objective, a setting out of range, policies that do not fit, `out` holds another run.
         DataError: no list left, or documents of a list missing in the collection.
         MissingScoreError: a stored teacher lacks pairs of `candidates`.
     """
     weights = parse_objective(config.objective)
-    raw = scored_lists(teacher, collection, config, candidates)
+    policies.check(weights, student)
+    if policies.head == "dual" and isinstance(student, BiScorer):
+        student = DualBiScorer(student)
+    scale = config.student_scale or (20.0 if student.bounded else 1.0)
+    choose = partial(asked, policies, student, scale=scale, seed=config.seed)
+    with main_process_first():  # one process asks the teacher, the others read what it cached
+        raw = scored_lists(teacher, collection, config, candidates, choose)
     config = resolve(config, weights, raw, student)
     lists = transformed(raw, config.target_transform)
-    identity = fingerprint_json([plain(config), lists.fingerprint(), weights_sha256(student)])
+    keep = kept(policies, student, raw if policies.keep.startswith("own") else lists, collection, scale).tolist()
+    if len(keep) < len(raw):
+        note(f"{collection.name}: --keep {policies.keep} leaves {len(keep)} of {len(raw)} lists")
+        raw, lists = raw.take(keep), lists.take(keep)
+    identity = fingerprint_json([plain(config), plain(policies), lists.fingerprint(), weights_sha256(student)])
     if out is not None and (done := _finished(Path(out), identity)) is not None:
         return done
-    run = None if out is None else Run.create(out, "ranking distill", config, config.seed)
+    run = None if out is None else Run.create(out, "ranking distill", {**plain(config), **plain(policies)}, config.seed)
     training, held = _split(raw, lists, config)
     measure, valid = validation_lists(held, collection, config)
     loss_of = objective_of(weights, config)
     validate = (lambda: mean_ndcg(student, valid)) if len(valid) else None
-    result = fit(student, training, loss_of, config, validate=validate, run=run)
+    if policies.active:
+        lesson = Lesson(
+            policies, partial(_objective, weights, config), student, teacher, collection, training=training,
+            held=transformed(held, config.target_transform), scale=config.student_scale,
+            steps=planned_steps(training, config, plan_of(training, config, student)), seed=config.seed,
+        )  # fmt: skip
+        result = fit(student, training, lesson, config, validate=validate, run=run)
+        lesson.finish(validate)
+    else:
+        result = fit(student, training, loss_of, config, validate=validate, run=run)
     metrics = _metrics(result, measure)
-    if run is not None:
+    if run is not None and main_process():
         _write(run, student, result, metrics, identity, measure, valid, held)
     return DistillResult(student, result.history, metrics, None if run is None else run.folder, config)
 
 
-def parse_objective(text: str) -> dict[str, float]:
-    """`a` or `a:1.0,b:0.5` -> name: weight.
-
-    Raises:
-        UsageError: an unknown name, a weight that is no positive number, a name twice.
-    """
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, number = part.strip().partition(":")
-        if name not in OBJECTIVES or name in weights:
-            known = ", ".join(sorted(OBJECTIVES))
-            raise UsageError(f"objective {name!r} in {text!r} is unknown or named twice; expected one of {known}.")
-        try:
-            weights[name] = float(number) if number else 1.0
-        except ValueError:
-            weights[name] = 0.0
-        if not 0 < weights[name] < float("inf"):
-            raise UsageError(f"objective {name!r}: weight {number!r} must be a positive number.")
-    return weights
-
-
-def scored_lists(teacher: Scorer, collection: Collection, config: DistillConfig, candidates: RankedRun | None) -> Lists:
+def scored_lists(
+    teacher: Scorer,
+    collection: Collection,
+    config: DistillConfig,
+    candidates: RankedRun | None,
+    choose: Callable[[Lists], NDArray[np.int64]] | None = None,
+) -> Lists:
     """The training lists with the teacher's raw scores as targets.
 
-    Lists of fewer than two documents carry no information and are left out.
+    Lists of fewer than two documents carry no information and are left out. `choose` gives the positions of the lists
+    that the teacher is asked about; it is not asked about the others.
     """
     wanted = candidates or _own_lists(teacher) or bm25_candidates(collection, config.candidates)
     known = [query for query in wanted.lists if query in collection.queries.ids]
@@ -185,6 +206,9 @@ def scored_lists(teacher: Scorer, collection: Collection, config: DistillConfig,
             "collection. Were the scores made for another collection, or another --split?"
         )
     empty = lists_of(collection.queries, collection.documents, lists)
+    if choose is not None and len(positions := choose(empty)) < len(empty):
+        note(f"{collection.name}: the teacher is asked about {len(positions)} of {len(empty)} lists")
+        empty = empty.take(positions.tolist())
     scores = teacher.score(empty.pairs()).detach().cpu().float().numpy()
     return dataclasses.replace(empty, targets=scores)
 
@@ -259,18 +283,24 @@ def objective_of(weights: Mapping[str, float], config: DistillConfig) -> Callabl
     """The weighted sum of objectives as the loop's `loss_of`."""
 
     def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-        scores = config.student_scale * scored_grid(model, batch)
-        total = scores.new_zeros(())
-        for name, weight in weights.items():
-            own: dict[str, Any] = {"pairs": config.margins} if name == "margin-mse" else {}
-            if name in ("kl", "reverse-kl", "jensen-shannon", "jeffreys"):
-                own = {"temperature": config.temperature, "student_temperature": config.student_temperature}
-            elif name == "plackett-luce":
-                own = {"temperature": config.temperature}
-            total = total + weight * OBJECTIVES[name](scores, batch.targets, mask=batch.mask, **own)
-        return total
+        return _objective(weights, config, config.student_scale * scored_grid(model, batch), batch.targets, batch.mask)
 
     return loss_of
+
+
+def _objective(
+    weights: Mapping[str, float],
+    config: DistillConfig,
+    scores: Tensor,
+    wanted: Tensor,
+    mask: Tensor,
+    weight: Tensor | None = None,
+    balanced: bool = False,
+) -> Tensor:
+    return weighted_sum(
+        weights, scores, wanted, mask=mask, weight=weight, temperature=config.temperature,
+        student_temperature=config.student_temperature, margins=config.margins, balanced=balanced,
+    )  # fmt: skip
 
 
 def validation_lists(held: Lists, collection: Collection, config: DistillConfig) -> tuple[str, Lists]:
@@ -364,5 +394,6 @@ def _finished(folder: Path, identity: str) -> DistillResult | None:
     run = Run.open(folder)
     note(f"{folder}: finished already with the same inputs; nothing to do")
     student = open_scorer(folder / "student")
-    config = DistillConfig(**run.config())
+    known = {field.name for field in dataclasses.fields(DistillConfig)}  # the others are policies
+    config = DistillConfig(**{name: value for name, value in run.config().items() if name in known})
     return DistillResult(student, kept["history"], run.info["summary"], folder, config)

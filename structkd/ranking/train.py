@@ -236,7 +236,7 @@ class Plan:
         wanted = np.searchsorted(reached, reached[-1] * np.arange(1, steps) / steps) + 1
         index = np.arange(len(wanted))
         later = np.maximum.accumulate(wanted - index) + index  # each batch has a list or more
-        return np.minimum(later, len(pieces) - steps + 1 + index).tolist()
+        return [int(cut) for cut in np.minimum(later, len(pieces) - steps + 1 + index)]
 
 
 @dataclass(frozen=True)
