@@ -1,4 +1,4 @@
-"""Teachers on a part of the graph: rows that a batch needs, sampled neighbourhoods, and whole-graph answers in blocks."""
+"""Teachers on part of a graph: the rows that a batch needs, sampled neighbourhoods, whole-graph answers in blocks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -215,3 +215,11 @@ def test_too_small_for_the_split():
 
 def test_clean_edges_of_an_empty_graph():
     assert clean_edges(np.zeros((2, 0)), 0, "empty").shape == (2, 0)
+
+
+@pytest.mark.parametrize(("nodes", "count"), [(1, 0), (1, 3), (5, 30), (100, 50), (300, 5000)])
+def test_cleaned_edges_equal_a_sort_of_pairs(nodes, count):
+    edges = np.random.default_rng(count).integers(nodes, size=(2, count))
+    pairs = {(i, j) for a, b in edges.T.tolist() for i, j in ((a, b), (b, a)) if i != j}
+    found = clean_edges(np.asfortranarray(edges), nodes, "x")
+    assert found.T.tolist() == [list(pair) for pair in sorted(pairs)]
