@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
+import torch
 from cyclopts import App, Parameter
 
 from structkd import graph
@@ -17,6 +19,7 @@ app = App(name="graph", help="Node classifiers: graph teachers to MLP students."
 Setting = Literal["transductive", "inductive", "production"]
 TeacherFlags = Annotated[graph.TeacherConfig, Parameter(name="*")]
 StudentFlags = Annotated[graph.DistillConfig, Parameter(name="*")]
+PolicyFlags = Annotated[graph.Policies, Parameter(name="*")]
 DatasetFlags = Annotated[graph.DatasetConfig, Parameter(name="*")]
 
 
@@ -61,27 +64,35 @@ def score(*, data: DatasetFlags, teacher: Path, out: Path, common: Common = Comm
 def distill(
     *,
     data: DatasetFlags,
-    scores: Path | None = None,
+    scores: tuple[Path, ...] = (),
     weights: Path | None = None,
+    fuse: str = "mean",
     out: Path,
     config: StudentFlags = graph.DistillConfig(),
+    policies: PolicyFlags = graph.Policies(),
     common: Common = Common(),
 ) -> Output:
     """Train an MLP student from cached logits.
 
     Parameters
     ----------
-    scores: score cache of a teacher (not needed for --method mlp).
+    scores: score cache of a teacher (not needed for --method mlp); repeat it for several.
+    fuse: how several teachers become one: mean, median, z-mean, reciprocal-rank, confidence, router, set-attention.
     weights: folder that `graph teach` wrote, in place of --scores, for methods that look inside the teacher: krd,
         nosmog, tined, g2mlp.
     out: run folder; the student is kept there.
     """
     task = data.load(common.seed)
-    if scores is None and weights is None and config.method != "mlp":
+    if not scores and weights is None and config.method != "mlp":
         raise UsageError(f"--method {config.method} needs --scores DIR, a cache that `structkd graph score` wrote.")
-    teacher = _teacher(task, scores, weights)
-    run = Run.create(out, "graph distill", {**vars(data), **vars(config.resolved(task))}, common.seed)
-    result = graph.distill(task, teacher, config, common.seed, run)
+    if len(scores) > 1 and weights is None:
+        stores = [torch.from_numpy(np.array(graph.read_scores(store, task).logits)) for store in scores]
+        teacher: NodeScores | graph.Teacher | torch.Tensor | None = graph.fuse(task.observed, stores, fuse, common.seed)
+    else:
+        teacher = _teacher(task, scores[0] if scores else None, weights)
+    chosen = {**vars(data), **vars(config.resolved(task)), **vars(policies), "fuse": fuse}
+    run = Run.create(out, "graph distill", chosen, common.seed)
+    result = graph.distill(task, teacher, config, common.seed, run, policies=policies)
     save_student(result.student, result.config, out, result.inputs)
     value = {"run": str(out), "method": config.method, "input_class": result.input_class, "metrics": result.metrics}
     return Output(value, [Table(f"{task.name}: {config.method}", [result.metrics])])
@@ -95,26 +106,32 @@ def bench(
     methods: str = "mlp,glnn,ff-g2m",
     seeds: int = 1,
     select: Literal["loss", "metric"] = "loss",
+    fuse: str = "mean",
     out: Path | None = None,
+    policies: PolicyFlags = graph.Policies(),
     common: Common = Common(),
 ) -> Output:
     """Compare methods over seeds with one shared teacher per seed; continues where it was interrupted.
 
     Parameters
     ----------
-    teacher: gcn, sage, gat, appnp, or scores:DIR for logits made elsewhere.
+    teacher: gcn, sage, gat, appnp, gcnii, or scores:DIR or scores:FILE (npz, safetensors, parquet) for logits made
+        elsewhere.
+        A comma list is several teachers, fused.
     methods: comma list of methods.
     seeds: how many seeds, counted from --seed.
     select: which epoch of a teacher is kept: lowest validation cross-entropy, or best validation metric (published).
+    fuse: how several teachers become one: mean, median, z-mean, reciprocal-rank, confidence, router, set-attention.
     out: run folder; by default a cache folder derived from the dataset and protocol.
     """
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: expected 1 or more.")
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     chosen = tuple(range(common.seed, common.seed + seeds))
+    first, *others = [teacher] if teacher.startswith("scores:") else [name.strip() for name in teacher.split(",")]
     config = graph.BenchConfig(
-        data.dataset, data.data_root, data.split, data.setting, teacher=teacher, methods=names, seeds=chosen,
-        teacher_config=graph.TeacherConfig(select=select),
+        data.dataset, data.data_root, data.split, data.setting, teacher=first, methods=names, seeds=chosen,
+        teacher_config=graph.TeacherConfig(select=select), policies=policies, others=tuple(others), fuse=fuse,
     )  # fmt: skip
     value = graph.bench(config, out)
     title = f"{value['dataset']}, {value['split']} split, {value['setting']}, teacher {teacher}, {seeds} seeds"

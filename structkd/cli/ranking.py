@@ -15,6 +15,7 @@ from structkd.ranking.data import Collection
 from structkd.ranking.distillation import DistillConfig, distill
 from structkd.ranking.multi_vector import Variant
 from structkd.ranking.negatives import MineConfig, bm25_candidates, mine
+from structkd.ranking.policies import NO_POLICIES, Policies
 from structkd.ranking.sources import Combine, EnsembleScorer, open_teacher
 from structkd.ranking.students import student
 from structkd.ranking.teacher import TeacherConfig, teach
@@ -76,6 +77,7 @@ def distill_command(
     variant: Variant = "stanford",
     common: Common = Common(),
     config: Annotated[DistillConfig, Parameter(name="*")] = DistillConfig(),
+    policies: Annotated[Policies, Parameter(name="*")] = NO_POLICIES,
 ) -> Output:
     """Distil a student from stored scores (--scores) or from teachers (--teacher, cached below OUT).
 
@@ -106,7 +108,7 @@ def distill_command(
     )
     chosen = None if candidates is None else read_run(candidates)
     one = members[0] if len(members) == 1 else EnsembleScorer(members, combine)
-    result = distill(start, one, loaded, _seeded(config, common), candidates=chosen, out=out)
+    result = distill(start, one, loaded, _seeded(config, common), candidates=chosen, out=out, policies=policies)
     found = {
         "run": str(out),
         "student": str(out / "student"),

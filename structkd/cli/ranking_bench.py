@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from structkd.cli.output import Common, Output, Table
 from structkd.ranking.bench import BenchConfig, bench
 from structkd.ranking.distillation import DistillConfig
+from structkd.ranking.policies import NO_POLICIES, Policies
 from structkd.ranking.sources import Combine
 
 _LOOP = DistillConfig(epochs=2, held_out=0.0, validate_on="none")
@@ -33,6 +34,7 @@ def bench_command(
     batch_lists: int = _LOOP.batch_lists,
     learning_rate: float = _LOOP.learning_rate,
     common: Common = Common(),
+    policies: Annotated[Policies, Parameter(name="*")] = NO_POLICIES,
 ) -> Output:
     """Compare students and objectives; finished cells are read back, teachers are asked once.
 
@@ -74,6 +76,7 @@ def bench_command(
         retrieve=retrieve,
         combine=combine,
         distill=loop,
+        policies=policies,
     )
     found = bench(config, out)
     tables = [Table(f"{measure}, re-ranking BM25's first {depth}", found["rows"])]

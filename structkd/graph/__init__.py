@@ -4,7 +4,9 @@ from structkd.graph.bench import BenchConfig, bench
 from structkd.graph.data import GraphTask
 from structkd.graph.datasets import DatasetConfig, load
 from structkd.graph.distillation import METHODS, DistillConfig, DistillResult, distill
+from structkd.graph.fusing import fuse
 from structkd.graph.latency import Latency, latency
+from structkd.graph.policies import Policies
 from structkd.graph.spectrum import Spectrum, spectrum
 from structkd.graph.storage import evaluate_saved
 from structkd.graph.teacher import Teacher, TeacherConfig, read_scores, score_nodes, teacher_spec, train_teacher
@@ -17,12 +19,14 @@ __all__ = [
     "DistillResult",
     "GraphTask",
     "Latency",
+    "Policies",
     "Spectrum",
     "Teacher",
     "TeacherConfig",
     "bench",
     "distill",
     "evaluate_saved",
+    "fuse",
     "latency",
     "load",
     "read_scores",

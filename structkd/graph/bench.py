@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,25 @@ from structkd.errors import UsageError
 from structkd.files import read_json, write_json
 from structkd.graph.data import GraphTask, Setting
 from structkd.graph.datasets import load
-from structkd.graph.distillation import METHODS, DistillConfig, config_fields, distill
+from structkd.graph.distillation import METHODS, DistillConfig, config_fields, distill, teacher_logits
 from structkd.graph.evaluate import metric_of
+from structkd.graph.fusing import FUSE, fuse
+from structkd.graph.policies import NO_POLICIES, Policies
 from structkd.graph.storage import load_teacher, save_teacher
-from structkd.graph.teacher import Teacher, TeacherConfig, read_scores, score_nodes, teacher_spec, train_teacher
+from structkd.graph.teacher import (
+    Teacher,
+    TeacherConfig,
+    open_scores,
+    read_scores,
+    score_nodes,
+    teacher_spec,
+    train_teacher,
+)
 from structkd.ids import fingerprint_json
 from structkd.progress import note, track
 from structkd.runs import Figure, Run, Series
+
+_OFF = asdict(NO_POLICIES)
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,9 @@ class BenchConfig:
     seeds: tuple[int, ...] = (0,)
     teacher_config: TeacherConfig = field(default_factory=TeacherConfig)
     distill_config: DistillConfig = field(default_factory=DistillConfig)
+    policies: Policies = NO_POLICIES
+    others: tuple[str, ...] = ()
+    fuse: str = "mean"
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
@@ -55,6 +70,9 @@ class BenchConfig:
             raise UsageError("a comparison needs one method and one seed or more.")
         if len(set(self.methods)) != len(self.methods):
             raise UsageError(f"methods {', '.join(self.methods)}: one is named twice.")
+        self.policies.check()
+        if self.fuse not in FUSE:
+            raise UsageError(f"--fuse {self.fuse!r}: expected one of {', '.join(FUSE)}.")
         inside = [name for name in self.methods if METHODS[name].needs == "model"]
         if inside and self.teacher.startswith("scores:"):
             raise UsageError(
@@ -80,8 +98,9 @@ def bench(config: BenchConfig, out: str | Path | None = None) -> dict[str, Any]:
     for seed in track(list(config.seeds), "seeds"):
         task = load(config.dataset, config.data_root, config.split, config.setting, seed)
         teacher = _TeacherOfSeed(task, config, folder, seed)
-        done += [_finished(task, teacher, method, config, folder) for method in config.methods]
-        asked += teacher.asked
+        others = [_TeacherOfSeed(task, replace(config, teacher=name), folder, seed) for name in config.others]
+        done += [_finished(task, teacher, others, method, config, folder) for method in config.methods]
+        asked += sum(one.asked for one in (teacher, *others))
     rows = [_row(method, config, [one for one in done if one["method"] == method]) for method in config.methods]
     summary: dict[str, Any] = {
         "dataset": config.dataset,
@@ -121,7 +140,7 @@ class _TeacherOfSeed:
             self.folder = folder / "teachers" / self.key[:16]
             self.weights = folder / "weights" / self.key[:16]
         else:
-            self.key = scores.open(self.given).spec.fingerprint
+            self.key = open_scores(self.given).spec.fingerprint
 
     @property
     def logits(self) -> scores.NodeScores:
@@ -166,20 +185,27 @@ class _TeacherOfSeed:
 
 
 def _finished(
-    task: GraphTask, teacher: _TeacherOfSeed, method: str, config: BenchConfig, folder: Path
+    task: GraphTask,
+    teacher: _TeacherOfSeed,
+    others: Sequence[_TeacherOfSeed],
+    method: str,
+    config: BenchConfig,
+    folder: Path,
 ) -> dict[str, Any]:
     """The result of one method on one seed, from its file or computed now."""
     teacher_name = config.teacher if teacher.given is None else "gcn"
     student = replace(config.distill_config, method=method, teacher=teacher_name).resolved(task)
     identity = [
-        config_fields(student), teacher.key, task.seed, task.split_fingerprint, task.fingerprint, task.setting, _code()
+        config_fields(student), teacher.key, task.seed, task.split_fingerprint, task.fingerprint, task.setting, _code(),
+        asdict(config.policies), [other.key for other in others], config.fuse,
     ]  # fmt: skip
     path = folder / "results" / f"{fingerprint_json(identity)[:20]}.json"
     if path.is_file():
         found: dict[str, Any] = read_json(path)
         return found
-    looks_inside = METHODS[method].needs == "model"
-    result = distill(task, teacher.model if looks_inside else teacher.logits, student, task.seed)
+    inside = METHODS[method].needs == "model" or (config.policies.active and teacher.given is None)
+    source = _fused(task, teacher, others, config) if others else teacher.model if inside else teacher.logits
+    result = distill(task, source, student, task.seed, policies=config.policies)
     value = {
         "method": method,
         "seed": task.seed,
@@ -195,12 +221,20 @@ def _finished(
     return value
 
 
+def _fused(
+    task: GraphTask, teacher: _TeacherOfSeed, others: Sequence[_TeacherOfSeed], config: BenchConfig
+) -> torch.Tensor:
+    """Several teachers' logits as one."""
+    members = [teacher_logits(task, one.logits) for one in (teacher, *others)]
+    return fuse(task.observed, [member for member in members if member is not None], config.fuse, task.seed)
+
+
 def _row(method: str, config: BenchConfig, done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row of the contract: population standard deviation, as the papers print it."""
     tests = [one["metrics"]["test"] for one in done]
     row: dict[str, Any] = {
         "method": method,
-        "teacher": config.teacher,
+        "teacher": ",".join((config.teacher, *config.others)),
         "input_class": done[0]["input_class"],
         "test_mean": float(np.mean(tests)),
         "test_std": float(np.std(tests)),
@@ -212,6 +246,8 @@ def _row(method: str, config: BenchConfig, done: Sequence[Mapping[str, Any]]) ->
         "cpu_seconds": _mean(done, "metrics", "cpu_seconds"),
         "peak_rss_bytes": max(int(one["peak_rss_bytes"]) for one in done),
     }
+    if config.policies.active:
+        row["policies"] = {key: value for key, value in asdict(config.policies).items() if value != _OFF[key]}
     if METHODS[method].chosen:
         row["target"] = [one["target"] for one in done]
     for key in ("ind", "tran", "prod"):

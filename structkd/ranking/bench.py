@@ -25,6 +25,7 @@ from structkd.ranking.encoders import NeuralScorer, student, weights_sha256
 from structkd.ranking.evaluate import Encoder, PairScorer, evaluate_run, paired, rerank, retrieve
 from structkd.ranking.frontier import cost_of
 from structkd.ranking.negatives import bm25_candidates
+from structkd.ranking.policies import NO_POLICIES, Policies
 from structkd.ranking.sources import Combine, EnsembleScorer, open_teacher
 from structkd.runs import Figure, Run, Series
 from structkd.scores.cache import CachedScorer, Scorer
@@ -79,6 +80,9 @@ class BenchConfig:
 
     distill: DistillConfig = field(default_factory=lambda: DistillConfig(epochs=2, held_out=0.0, validate_on="none"))
     "Settings of every distillation."
+
+    policies: Policies = NO_POLICIES
+    "What is switched on beside every objective."
 
     def __post_init__(self) -> None:
         if not (self.collections and self.teachers and self.students and self.objectives and self.seeds):
@@ -149,7 +153,9 @@ class _Task:
             train = test.with_queries(chosen)
         test = test.with_queries(sorted(judged)[: config.test_queries])
         train = dataclasses.replace(
-            train.with_queries(list(train.queries.ids)[: config.train_queries]), name=test.name, qrels={}
+            train.with_queries(list(train.queries.ids)[: config.train_queries]),
+            name=test.name,
+            qrels=train.qrels if config.policies.reads_judgements else {},
         )
         return cls(train, bm25_candidates(train, config.depth), test, bm25_candidates(test, config.depth))
 
@@ -227,13 +233,18 @@ class _Cells:
     def _cell(self, kind: str, objective: str, seed: int) -> dict[str, Any]:
         """One finished cell, from disk where it is there."""
         config = dataclasses.replace(self.config.distill, objective=objective, seed=seed)
+        policies = self.config.policies
         key = [kind, dataclasses.asdict(config), self.config.init, self.config.retrieve]
+        key += [dataclasses.asdict(policies)] if policies.active else []
 
         def make() -> dict[str, Any]:
             note(f"{self.task.test.name}: {kind}, {objective}, seed {seed}")
             scorer, started = self._start(kind, seed), time.process_time()
             before = self._before(scorer)
-            result = distill(scorer, self.teacher, self.task.train, config, candidates=self.task.train_lists)
+            result = distill(
+                scorer, self.teacher, self.task.train, config, candidates=self.task.train_lists, policies=policies
+            )
+            scorer = result.student  # a dual head is another module
             seconds = time.process_time() - started
             found = {name.replace("before", "after"): values for name, values in self._values(scorer).items()}
             rate = {"steps": result.metrics["steps"], "pairs_per_second": result.metrics["pairs_per_second"]}

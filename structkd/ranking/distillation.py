@@ -142,6 +142,8 @@ def distill(
     """
     weights = parse_objective(config.objective)
     policies.check(weights, student)
+    if policies.reads_judgements and not collection.qrels:
+        raise UsageError(f"{collection.name}: --head dual and --keep own-... read judgements, and it has none.")
     if policies.head == "dual" and isinstance(student, BiScorer):
         student = DualBiScorer(student)
     scale = config.student_scale or (20.0 if student.bounded else 1.0)

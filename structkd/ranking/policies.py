@@ -88,6 +88,11 @@ class Policies:
         """Whether anything is switched on."""
         return self != Policies(representation_weight=self.representation_weight)
 
+    @property
+    def reads_judgements(self) -> bool:
+        """Whether training itself needs a collection's judgements."""
+        return self.head == "dual" or self.keep.startswith("own")
+
     def check(self, parts: Mapping[str, float], student: NeuralScorer) -> None:
         """UsageError for an unknown name, or flags that do not fit the objectives or the student."""
         target, _ = choice("--target", self.target, TARGETS)
