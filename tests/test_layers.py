@@ -44,7 +44,7 @@ INSIDE = {
         {"cache", "formats_base"},
         {"produce"},
         {"formats_runs", "formats_lists"},
-        {"formats_texts"},
+        {"formats_texts", "formats_nodes"},
         {"formats"},
         {"publish"},
         {"compare"},

@@ -1,33 +1,41 @@
-"""`structkd index`: build, search, knn-graph, show, verify."""
+"""`structkd index`: build, search, fuse, knn-graph, show, verify."""
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import App, Parameter
 
 from structkd import index
 from structkd.cli.output import Common, Output, Table
-from structkd.errors import UsageError
+from structkd.errors import DataError, UsageError
+from structkd.index import fusion
 from structkd.index.base import LexicalIndex, VectorIndex
 from structkd.index.blocks import read_npy
 from structkd.index.kinds import TEXT_KINDS
 from structkd.index.manifest import IndexManifest
-from structkd.index.neighbours import write_graph
+from structkd.index.neighbours import write_graph, write_labelled_graph
 from structkd.index.storage import open_stored
 from structkd.progress import note
 from structkd.ranking.datasets import load
-from structkd.trec import Run, read_lines, write_run
+from structkd.trec import Run, read_lines, read_run, write_run
 
-app = App(name="index", help="Vector and text indexes: build, search, neighbour graphs, checks.")
+app = App(name="index", help="Vector and text indexes: build, search, fuse runs, neighbour graphs, checks.")
+
+# what several commands take, described once
+Folder = Annotated[Path, Parameter(name="INDEX", help="Folder of the index.")]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")]
+Texts = Annotated[
+    str | None, Parameter(help="A folder in BEIR layout, or another name that `structkd ranking` takes: texts.")
+]
 
 
 @app.command
 def build(
     *,
     out: Path,
-    collection: str | None = None,
+    collection: Texts = None,
     vectors: Path | None = None,
     ids: Path | None = None,
     kind: str = "auto",
@@ -37,7 +45,9 @@ def build(
     k1: float = 0.9,
     b: float = 0.4,
     encoder: str | None = None,
-    device: str = "auto",
+    address: str | None = None,
+    milvus_index: str = "FLAT",
+    device: Device = "auto",
     common: Common = Common(),
 ) -> Output:
     """Build an index of the texts of a collection, or of vectors.
@@ -46,8 +56,6 @@ def build(
     ----------
     out
         Folder of the index; one that stands there is replaced when the new one is complete.
-    collection
-        Texts: a folder in BEIR layout, or another name that `structkd ranking` takes.
     vectors
         Vectors: a .npy file, [count, dim].
     ids
@@ -55,12 +63,12 @@ def build(
         vectors, as `structkd ranking encode` writes it, else row numbers. For multi-vector, vectors of one document
         stand together and repeat its id.
     kind
-        auto, flat, faiss-flat, ivf-sq8, ivf-pq, hnsw, multi-vector for vectors; bm25 for texts.
+        auto, flat, faiss-flat, ivf-sq8, ivf-pq, hnsw, milvus, multi-vector for vectors; bm25, lucene for texts.
     metric
         cosine (normalises inside), ip or l2.
     recall
         Recall@10 that an approximate kind should reach (default 0.95); what it reaches is measured and stored. With it,
-        `auto` may choose an approximate kind.
+        `auto` may choose an approximate kind, and multi-vector gets the fast engine.
     memory
         Gigabytes that searching may take; only `auto` looks at it.
     k1
@@ -69,8 +77,10 @@ def build(
         BM25: how much the document's length counts.
     encoder
         Fingerprint of the encoder that made the vectors.
-    device
-        auto, cpu, cuda or cuda:N.
+    address
+        milvus: a server, such as http://host:19530 (its token in STRUCTKD_MILVUS_TOKEN). Without: embedded in INDEX.
+    milvus_index
+        milvus: FLAT (exact), IVF_FLAT, IVF_SQ8, HNSW, DISKANN or AUTOINDEX.
     """
     if (collection is None) == (vectors is None):
         raise UsageError("give either --collection (texts) or --vectors (a .npy file).")
@@ -80,7 +90,7 @@ def build(
     else:
         numbers, names = _vectors(vectors or Path(), ids)
         if kind == "multi-vector":
-            return _build_multi(numbers, names, metric, out, device, encoder, common)
+            return _build_multi(numbers, names, metric, out, device, encoder, recall, common)
         built = index.build(
             numbers,
             names,
@@ -92,6 +102,8 @@ def build(
             memory=memory,
             encoder=encoder,
             seed=common.seed,
+            address=address,
+            milvus_index=milvus_index,
         )
     note(f"index: {built.kind}, {len(built):,} documents in {time.perf_counter() - began:.1f} s")
     return show(out, common=common)
@@ -99,26 +111,22 @@ def build(
 
 @app.command
 def search(
-    folder: Annotated[Path, Parameter(name="INDEX")],
+    folder: Folder,
     *,
     out: Path,
-    collection: str | None = None,
+    collection: Texts = None,
     queries: Path | None = None,
     query_ids: Path | None = None,
     k: int = 100,
-    device: str = "auto",
+    device: Device = "auto",
     common: Common = Common(),
 ) -> Output:
     """Search and write a TREC run.
 
     Parameters
     ----------
-    folder
-        Folder of the index.
     out
         The run file.
-    collection
-        Query texts for a text index: a folder in BEIR layout, or another name that `structkd ranking` takes.
     queries
         Query vectors for a vector index: a .npy file, [queries, dim].
     query_ids
@@ -126,8 +134,6 @@ def search(
         the vectors, else row numbers. For multi-vector, vectors of one query stand together and repeat its id.
     k
         Length of each list.
-    device
-        auto, cpu, cuda or cuda:N.
     """
     if (collection is None) == (queries is None):
         raise UsageError("give either --collection (query texts, text index) or --queries (a .npy file, vector index).")
@@ -139,23 +145,67 @@ def search(
     return Output(data, lines=[f"{out}: {len(run):,} documents for {len(run.lists):,} queries in {seconds:.2f} s"])
 
 
+@app.command
+def fuse(
+    runs: Annotated[tuple[Path, ...], Parameter(name="RUN")],
+    *,
+    out: Path,
+    by: Literal["rank", "score"] = "rank",
+    weights: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True)] = None,
+    normalise: Literal["min-max", "z-score", "none"] = "min-max",
+    constant: float = fusion.RANK_CONSTANT,
+    depth: int | None = None,
+    k: int | None = None,
+    common: Common = Common(),
+) -> Output:
+    """Hybrid search: make one run of several over the same documents.
+
+    Parameters
+    ----------
+    runs
+        Runs to fuse, for example of a text index and of a vector index.
+    out
+        The run file.
+    by
+        rank: reciprocal rank fusion, for scores that have nothing in common; score: the weighted sum of scores.
+    weights
+        One number per run; all 1 when absent.
+    normalise
+        score: what happens to each list's scores first.
+    constant
+        rank: the larger, the less the first ranks stand out.
+    depth
+        Documents of each list that count; all when absent.
+    k
+        Length of the fused lists; whatever the runs give when absent.
+    """
+    read = [read_run(path) for path in runs]
+    if by == "rank":
+        fused = fusion.reciprocal_rank(read, constant=constant, weights=weights, depth=depth)
+    else:
+        fused = fusion.weighted(read, weights, normalise=normalise, depth=depth)
+    fused = fused if k is None else fused.cut(k)
+    write_run(out, fused)
+    data = {"run": str(out), "runs": len(read), "by": by, "queries": len(fused.lists), "documents": len(fused)}
+    return Output(data, lines=[f"{out}: {len(fused):,} documents for {len(fused.lists):,} queries of {len(read)} runs"])
+
+
 @app.command(name="knn-graph")
 def knn_graph(
-    folder: Annotated[Path, Parameter(name="INDEX")],
+    folder: Folder,
     *,
     out: Path,
     k: int = 10,
     symmetric: str = "none",
     self_loops: Annotated[bool, Parameter(negative=())] = False,
-    device: str = "auto",
+    labels: Path | None = None,
+    device: Device = "auto",
     common: Common = Common(),
 ) -> Output:
-    """Write the nearest neighbours of every indexed vector as a scipy sparse matrix (.npz) of scores.
+    """Write the nearest neighbours of every indexed vector as a scipy sparse matrix (.npz) of scores, or as a dataset.
 
     Parameters
     ----------
-    folder
-        Folder of the index.
     out
         The .npz file; scipy.sparse.load_npz reads it.
     k
@@ -164,12 +214,17 @@ def knn_graph(
         none, mutual (edges whose reverse is there too) or union (every reverse edge added).
     self_loops
         Add each vector's score with itself.
-    device
-        auto, cpu, cuda or cuda:N.
+    labels
+        One whole number per vector, in row order (a text file or .npy; -1 for unknown): then the file is a graph with
+        features and labels, which `structkd graph --dataset npz:FILE` reads.
     """
     began = time.perf_counter()
-    graph = index.open_vectors(folder, device).knn_graph(k, symmetric=symmetric, self_loops=self_loops)
-    write_graph(out, graph)
+    opened = index.open_vectors(folder, device)
+    graph = opened.knn_graph(k, symmetric=symmetric, self_loops=self_loops)
+    if labels is None:
+        write_graph(out, graph)
+    else:
+        write_labelled_graph(out, graph, _features(opened), _labels(labels))
     degrees = np.diff(graph.indptr)
     data = {
         "graph": str(out),
@@ -186,13 +241,7 @@ def knn_graph(
 
 @app.command
 def show(folder: Annotated[Path, Parameter(name="INDEX")], *, common: Common = Common()) -> Output:
-    """Show what an index holds.
-
-    Parameters
-    ----------
-    folder
-        Folder of the index.
-    """
+    """Show what an index holds."""
     manifest = open_stored(folder).manifest
     data = _facts(manifest)
     row = {name: value for name, value in data.items() if not isinstance(value, dict) and value is not None}
@@ -202,13 +251,7 @@ def show(folder: Annotated[Path, Parameter(name="INDEX")], *, common: Common = C
 
 @app.command
 def verify(folder: Annotated[Path, Parameter(name="INDEX")], *, common: Common = Common()) -> Output:
-    """Check every byte of an index against the checksums in its manifest.
-
-    Parameters
-    ----------
-    folder
-        Folder of the index.
-    """
+    """Check every byte of an index against the checksums in its manifest."""
     report = index.verify(folder)
     found = [{"path": path, "problem": problem} for path, problem in report.problems]
     lines = [f"{folder}: {report.files} files, {'all well' if report.ok else f'{len(found)} bad'}"]
@@ -265,6 +308,29 @@ def _vectors(path: Path, ids: Path | None) -> tuple[np.ndarray, list[str] | None
     return read_npy(path), None if ids is None else [line for _, line in read_lines(ids)]
 
 
+def _features(opened: VectorIndex) -> np.ndarray:
+    """Every stored vector, [count, dim]."""
+    return opened.block(0, len(opened)).numpy()
+
+
+def _labels(path: Path) -> np.ndarray:
+    """One whole number per vector from a .npy or text file."""
+    if path.suffix == ".npy":
+        found = np.asarray(read_npy(path))
+        if found.dtype.kind not in "iu" or found.ndim != 1:
+            raise DataError(
+                f"{path}: found {found.dtype} of shape {list(found.shape)}, expected one whole number a vector."
+            )
+        return found.astype(np.int64)
+    values = []
+    for number, line in read_lines(path):
+        try:
+            values.append(int(line))
+        except ValueError:
+            raise DataError(f"{path}:{number}: found {line!r}, expected a whole number (-1 for unknown).") from None
+    return np.asarray(values, dtype=np.int64)
+
+
 def _grouped(vectors: np.ndarray, names: list[str] | None) -> tuple[list[np.ndarray], list[str]]:
     """Vectors that stand together under one id, and the ids."""
     if names is None or len(names) != len(vectors):
@@ -282,8 +348,11 @@ def _build_multi(
     out: Path,
     device: str,
     encoder: str | None,
+    recall: float | None,
     common: Common,
 ) -> Output:
     documents, ids = _grouped(vectors, names)
-    index.build_multi(documents, ids, metric=metric, out=out, device=device, encoder=encoder)
+    index.build_multi(
+        documents, ids, metric=metric, out=out, device=device, encoder=encoder, recall=recall, seed=common.seed
+    )
     return show(out, common=common)

@@ -37,6 +37,7 @@ _BLAS_THRESHOLD = 800  # queries x dimensions per thread from which the product 
 _GPU_LARGEST_K = 2048
 _BLOCK = 65536
 _QUERIES = 1024
+_FRUGAL_ROWS = 8192  # rows scored exactly at a time while an index larger than memory may be built
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class FaissIndex(OpenedVectors):
         check_one_faiss()
         super().__init__(stored)
         self._engine = _read(stored)
-        self._apply(stored.manifest.parameters)
+        self.apply(stored.manifest.parameters)
         self._resources: Any = None
         self._on_gpu: Any = None
         if _wants_gpu(device):
@@ -67,8 +68,10 @@ class FaissIndex(OpenedVectors):
         return self._stored.vectors
 
     def _search(self, queries: Tensor, k: int) -> TopK:
-        starts = range(0, max(len(queries), 1), _QUERIES)
-        parts = [self._search_block(queries[at : at + _QUERIES], k) for at in starts]
+        fetch = min(len(self), k * self._factor)
+        step = max(1, min(_QUERIES, _FRUGAL_ROWS // fetch)) if self._stored.frugal else _QUERIES
+        starts = range(0, max(len(queries), 1), step)
+        parts = [self._search_block(queries[at : at + step], k) for at in starts]
         rows, scores, valid = (np.concatenate(part) for part in zip(*parts, strict=True))
         return TopK(rows, scores, valid, self.ids)
 
@@ -76,18 +79,23 @@ class FaissIndex(OpenedVectors):
         fetch = min(len(self), k * self._factor)
         candidates = torch.from_numpy(self._candidates(queries.numpy(), fetch))
         scores = exact_scores(queries, self.vectors, candidates, self.metric)
+        self._stored.forget_scattered(candidates.numel())
         return ranked(candidates, scores, self.ties, k)
 
     def _candidates(self, queries: NDArray[np.float32], fetch: int) -> NDArray[np.int64]:
         """Rows that faiss proposes, -1 where it has none."""
+        return self.proposals(queries, fetch)[0]
+
+    def proposals(self, queries: NDArray[np.float32], fetch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rows [queries, fetch] that faiss proposes, -1 where it has none, and its own inexact scores (cosine, ip)."""
         if not len(queries):
-            return np.empty((0, fetch), dtype=np.int64)
+            return np.empty((0, fetch), dtype=np.int64), np.empty((0, fetch), dtype=np.float32)
         engine = self._engine if self._on_gpu is None or fetch > _GPU_LARGEST_K else self._on_gpu
         with blas_from_small_batches(len(queries)):
-            _, rows = engine.search(queries, fetch)
-        return np.asarray(rows, dtype=np.int64)
+            scores, rows = engine.search(queries, fetch)
+        return np.asarray(rows, dtype=np.int64), np.asarray(scores, dtype=np.float32)
 
-    def _apply(self, parameters: dict[str, Any]) -> None:
+    def apply(self, parameters: dict[str, Any]) -> None:
         """Set how much of the index a search looks at."""
         self._factor = int(parameters.get("factor", 1))
         if "nprobe" in parameters:
@@ -108,13 +116,18 @@ def train(target: Draft, manifest: IndexManifest, recall: float, device: torch.d
     Raises:
         DataError: too few vectors for the kind.
     """
+    start = manifest.parameters | make(target, manifest) | {"factor": _FACTOR[manifest.kind]}
+    stored = target.stored(replace(manifest, parameters=start))
+    return _tune(FaissIndex(stored, "cpu"), FlatIndex(stored, device), start, recall)
+
+
+def make(target: Draft, manifest: IndexManifest) -> dict[str, Any]:
+    """Build the engine over stored vectors and write it; what it was built with."""
     check_one_faiss()
     engine, parameters = _build(target.stored(manifest), manifest)
     with target.file("faiss", ".faiss") as path:
         faiss.write_index(engine, str(path))
-    start = manifest.parameters | parameters | {"factor": _FACTOR[manifest.kind]}
-    stored = target.stored(replace(manifest, parameters=start))
-    return _tune(FaissIndex(stored, "cpu"), FlatIndex(stored, device), start, recall)
+    return parameters
 
 
 def check_one_faiss() -> None:
@@ -269,7 +282,7 @@ def _tune(index: FaissIndex, exact: FlatIndex, start: dict[str, Any], target: fl
     found: list[tuple[bool, float, float, dict[str, Any]]] = []
     for ladder in _ladders(start, count):
         for trial in ladder:
-            index._apply(trial)
+            index.apply(trial)
             value, error = test.of(index._search(test.queries, test.k + 1))
             reached = value - error >= target  # one standard error, so that other queries are likely to have it too
             found.append((reached, -_cost(trial, count) if reached else value, value, trial))

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from structkd.ids import Ids
 from structkd.index.neighbours import Symmetric
@@ -37,6 +38,10 @@ class VectorIndex(Protocol):
 
     def search(self, queries: Vectors, k: int = 10, *, exclude: Sequence[Sequence[str]] | None = None) -> TopK:
         """The k best documents of each query; `exclude` names documents per query that must not come."""
+        ...
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """The stored vectors of rows start to stop (normalised under cosine), on the host."""
         ...
 
     def knn_graph(self, k: int, symmetric: Symmetric = "none", self_loops: bool = False) -> csr_array:

@@ -39,10 +39,15 @@ def check_options(options: IndexOptions) -> None:
     check_metric(options.metric)
     if options.kind not in VECTOR_KINDS:
         raise UsageError(f"kind {options.kind!r} is unknown for vectors; expected one of {', '.join(VECTOR_KINDS)}.")
-    if options.recall is not None and not 0 < options.recall <= 1:
-        raise UsageError(f"recall is {options.recall}; expected more than 0 and at most 1.")
+    check_recall(options.recall)
     if options.memory is not None and not options.memory > 0:
         raise UsageError(f"memory is {options.memory} gigabytes; expected more than 0.")
+
+
+def check_recall(recall: float | None) -> None:
+    """UsageError when a recall is given that is none."""
+    if recall is not None and not 0 < recall <= 1:
+        raise UsageError(f"recall is {recall}; expected more than 0 and at most 1.")
 
 
 def choose(options: IndexOptions, count: int, dim: int, device: torch.device) -> tuple[str, str]:

@@ -18,8 +18,8 @@ from structkd.ids import Ids, Texts
 from structkd.index import multivector
 from structkd.index.base import LexicalIndex, VectorIndex
 from structkd.index.blocks import blocks, cut, write_vectors
-from structkd.index.choice import FAISS_KINDS, IndexOptions, check_options, choose
-from structkd.index.draft import draft
+from structkd.index.choice import FAISS_KINDS, IndexOptions, check_options, check_recall, choose
+from structkd.index.draft import Draft, draft
 from structkd.index.flat import FlatIndex
 from structkd.index.manifest import IndexManifest, earlier
 from structkd.index.multivector import MultiVectorIndex
@@ -28,6 +28,7 @@ from structkd.index.vectors import Metric, Vectors, as_tensor, resolve_device
 from structkd.progress import note
 
 DEFAULT_RECALL = 0.95
+FAST_FROM = 20_000  # document vectors; below, scoring everything is fast enough
 TEXT_KINDS = ("bm25", "lucene")
 
 
@@ -121,8 +122,10 @@ def build_multi(
     out: str | Path | None = None,
     device: str = "auto",
     encoder: str | None = None,
+    recall: float | None = None,
+    seed: int = 0,
 ) -> MultiVectorIndex:
-    """Build an index of documents of many vectors each (late interaction) and open it; exact MaxSim search.
+    """Build an index of documents of many vectors each (late interaction) and open it; MaxSim search.
 
     Args:
         documents: one [vectors, dim] array per document, each with at least one vector.
@@ -131,13 +134,18 @@ def build_multi(
         out: folder; None: a temporary folder that goes with the index.
         device: auto, cpu, cuda or cuda:N.
         encoder: fingerprint of the encoder, compared by `open(expect_encoder=...)`.
+        recall: recall@10 that is enough; below 1, and from 20,000 vectors on, a token index proposes what is scored.
+            None: every document is scored.
+        seed: of the training sample and of the documents that recall is measured with.
 
     Raises:
         DataError: no documents, one without vectors, values that are not finite, ids that repeat or do not fit.
-        UsageError: another metric.
+        UsageError: another metric, or a recall out of range.
+        MissingExtraError: a recall below 1 was given and faiss is not installed.
     """
     if metric not in ("cosine", "ip"):
         raise UsageError(f"metric {metric!r} has no MaxSim; expected cosine or ip.")
+    check_recall(recall)
     resolve_device(device)
     lengths: list[int] = []
 
@@ -153,23 +161,38 @@ def build_multi(
         rows, dim, largest = write_vectors(target, stream(), metric, None)
         multivector.write(target, lengths)
         corpus = target.ids(ids, len(lengths))
-        target.commit(
-            IndexManifest(
-                kind="multi-vector",
-                metric=metric,
-                count=len(lengths),
-                dim=dim,
-                normalized=metric == "cosine",
-                encoder=encoder,
-                corpus=corpus,
-                parameters={"largest_norm": largest, "vectors": rows},
-                build_seconds=round(time.perf_counter() - began, 3),
-            )
+        manifest = IndexManifest(
+            kind="multi-vector",
+            metric=metric,
+            count=len(lengths),
+            dim=dim,
+            normalized=metric == "cosine",
+            encoder=encoder,
+            corpus=corpus,
+            parameters={"largest_norm": largest, "vectors": rows, "seed": seed},
         )
+        if recall is not None and recall < 1 and rows >= FAST_FROM:
+            manifest = _with_tokens(target, manifest, recall)
+        target.commit(replace(manifest, build_seconds=round(time.perf_counter() - began, 3)))
         index = cast(MultiVectorIndex, open(folder, device))
         if owner is not None:
             finalize(index, owner.cleanup)
         return index
+
+
+def _with_tokens(target: Draft, manifest: IndexManifest, recall: float) -> IndexManifest:
+    """The manifest after a token index was built over all vectors and its search was chosen."""
+    ann = _opener("ivf-pq")
+    made = ann.make(target, multivector.token_manifest(manifest))
+    stored = target.stored(replace(manifest, parameters=manifest.parameters | made))
+    return multivector.tune(stored, _tokens(stored, "cpu"), recall)
+
+
+def _tokens(stored: Stored, device: str) -> multivector.TokenIndex:
+    index: multivector.TokenIndex = _opener("ivf-pq").FaissIndex(
+        replace(stored, manifest=multivector.token_manifest(stored.manifest)), device
+    )
+    return index
 
 
 def build_text(
@@ -258,7 +281,11 @@ def _open_ann(stored: Stored, device: str) -> VectorIndex:
 
 
 def _open_multi(stored: Stored, device: str) -> MultiVectorIndex:
-    return MultiVectorIndex(stored, device)
+    if "fast" not in stored.manifest.parameters:
+        return MultiVectorIndex(stored, device)
+    tokens = _tokens(stored, device)
+    tokens.apply(stored.manifest.parameters["fast"])
+    return MultiVectorIndex(stored, device, tokens)
 
 
 def _open_bm25(stored: Stored, device: str) -> LexicalIndex:

@@ -1,4 +1,4 @@
-"""MilvusIndex: vectors in Milvus, embedded (Milvus Lite, in the index folder) or on a server when one node is too small.
+"""MilvusIndex: vectors in Milvus, embedded (Milvus Lite, in the index folder) or on a server if one node is too small.
 
 Milvus proposes candidates and sends their vectors along; scores are then computed from those vectors as every kind does
 (`exact_scores`), and more candidates are asked for while a tie at the last place might hide a better id. So ids, scores
@@ -119,7 +119,8 @@ class MilvusIndex(OpenedVectors):
         margin = factor * rounding_margin(queries, self.metric, float(self.manifest.parameters["largest_norm"]))
         return bool((ordered[:, -1:] < ordered[:, k - 1 : k] - margin).all())
 
-    def _block(self, start: int, stop: int) -> Float[Tensor, "rows dim"]:
+    def block(self, start: int, stop: int) -> Float[Tensor, "rows dim"]:
+        """The stored vectors of rows start to stop (normalised under cosine), fetched from Milvus."""
         out = torch.empty(stop - start, self.dim)
         for first in range(start, stop, 4096):
             last = min(stop, first + 4096)

@@ -1,7 +1,13 @@
-"""MultiVectorIndex: exact late interaction (MaxSim) over documents of many vectors each, by blocked matrix products."""
+"""MultiVectorIndex: late interaction (MaxSim) over documents of many vectors each.
+
+Exact by blocked matrix products over everything; or, for larger collections, fast: an approximate index of the document
+vectors (faiss) proposes documents, and these are scored exactly. Scores and order of what is found are the same.
+"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -9,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structkd.errors import DataError
+from structkd.index.candidates import estimated
 from structkd.index.draft import Draft
+from structkd.index.manifest import IndexManifest
 from structkd.index.opened import OpenedIndex
 from structkd.index.storage import Stored
 from structkd.index.topk import TopK, excluded_rows, ranked, search_without
@@ -18,10 +26,24 @@ from structkd.index.vectors import Metric, Vectors, check_k, prepare_queries, re
 _TOKENS = {"cpu": 16384, "cuda": 1 << 20}  # document vectors per product
 _QUERIES = 32
 _UNIT = 2.0**-24
+_SAMPLE, _SAMPLE_VECTORS, _RECALL_K = 100, 32, 10
+_LADDER = tuple({"nprobe": 4 << step, "per_vector": 64 << step, "keep": 64 << step} for step in range(6))
+
+
+@runtime_checkable
+class TokenIndex(Protocol):
+    """An approximate index of all document vectors."""
+
+    def apply(self, parameters: dict[str, Any]) -> None:
+        """Set how much of the index a search looks at."""
+
+    def proposals(self, queries: NDArray[np.float32], fetch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rows [queries, fetch] of the nearest vectors, -1 where there is none, and their inexact scores."""
+        ...
 
 
 class MultiVectorIndex(OpenedIndex):
-    """Exact MaxSim: score(q, d) = sum over query vectors of the largest inner product with a vector of d.
+    """MaxSim: score(q, d) = sum over query vectors of the largest inner product with a vector of d.
 
     Khattab and Zaharia 2020 (ColBERT), eq. 3. Under cosine every vector is normalised inside.
 
@@ -30,11 +52,13 @@ class MultiVectorIndex(OpenedIndex):
         dim: dimensions of each vector.
     """
 
-    def __init__(self, stored: Stored, device: str | torch.device = "auto") -> None:
+    def __init__(self, stored: Stored, device: str | torch.device = "auto", tokens: TokenIndex | None = None) -> None:
         super().__init__(stored)
         self.metric: Metric = stored.manifest.metric
         self.dim: int = stored.manifest.dim or 0
         self.device = resolve_device(device)
+        self._tokens = tokens
+        self._fast: dict[str, int] = dict(stored.manifest.parameters.get("fast", {}))
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -63,14 +87,53 @@ class MultiVectorIndex(OpenedIndex):
         banned = excluded_rows(exclude, self.ids, len(prepared))
         return search_without(lambda fetch: self._search(prepared, fetch), banned, k, len(self))
 
+    def document(self, row: int) -> Tensor:
+        """The stored vectors of one document (normalised under cosine)."""
+        return self._stored.vectors[self._starts[row] : self._starts[row + 1]]
+
     def _search(self, queries: list[Tensor], k: int) -> TopK:
         rows = np.full((len(queries), k), -1, dtype=np.int64)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        everything = torch.arange(len(self))
         for start in range(0, len(queries), _QUERIES):
             group = queries[start : start + _QUERIES]
-            for place, (query, found) in enumerate(zip(group, self._products(group), strict=True), start=start):
-                rows[place], scores[place] = self._best(query, found, k)
+            if self._tokens is None:
+                found = [(everything, products) for products in self._products(group)]
+            else:
+                proposed = self._proposed(self._tokens, group, k)
+                found = [(some, self._some(query, some)) for query, some in zip(group, proposed, strict=True)]
+            for place, (query, (some, products)) in enumerate(zip(group, found, strict=True), start=start):
+                rows[place], scores[place] = self._best(query, some, products, k)
         return TopK(rows, scores, rows >= 0, self.ids)
+
+    def _proposed(self, tokens: TokenIndex, group: list[Tensor], k: int) -> list[Tensor]:
+        """Documents of each query that the token index finds promising; all of them for a query without vectors."""
+        keep = max(self._fast["keep"], 2 * k)
+        width = min(int(self._starts[-1]), max(self._fast["per_vector"], keep))
+        rows, scores = tokens.proposals(torch.cat(group).numpy(), width)
+        ends = np.cumsum([len(query) for query in group])
+        out = []
+        for query, end in zip(group, ends, strict=True):
+            part = slice(end - len(query), end)
+            found, values = torch.from_numpy(rows[part]), torch.from_numpy(scores[part])
+            out.append(estimated(found, values, self._owner, keep) if len(query) else torch.arange(len(self)))
+        return out
+
+    @cached_property
+    def _owner(self) -> Tensor:
+        """Document of each vector."""
+        return torch.repeat_interleave(torch.from_numpy(np.diff(self._starts)))
+
+    def _some(self, query: Tensor, documents: Tensor) -> Tensor:
+        """Float32 MaxSim of chosen documents for one query."""
+        if not len(documents) or not len(query):
+            return torch.zeros(len(documents))
+        first = torch.from_numpy(self._starts)[documents]
+        lengths = torch.from_numpy(self._starts)[documents + 1] - first
+        within = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        vectors = torch.index_select(self._stored.vectors, 0, first.repeat_interleave(lengths) + within)
+        products = torch.mm(vectors.to(self.device), query.to(self.device).T)
+        return torch.segment_reduce(products, "max", lengths=lengths.to(self.device)).sum(dim=1).cpu()
 
     def _products(self, group: list[Tensor]) -> Tensor:
         """Float32 MaxSim of every document for a group of queries, [queries, documents] on the host."""
@@ -96,20 +159,23 @@ class MultiVectorIndex(OpenedIndex):
             yield first, last
             first = last
 
-    def _best(self, query: Tensor, found: Tensor, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The k best by exact scores among all that float32 rounding could have misplaced."""
-        k_here = min(k, len(found))
+    def _best(
+        self, query: Tensor, documents: Tensor, found: Tensor, k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The k best of some documents by exact scores, among all that float32 rounding could have misplaced."""
+        if not len(documents):
+            return np.full(k, -1, dtype=np.int64), np.full(k, -np.inf, dtype=np.float32)
         norms = float(query.double().norm(dim=1).sum())
         margin = 2 * (self.dim + len(query) + 2) * _UNIT * norms * float(self.manifest.parameters["largest_norm"])
-        least = torch.topk(found, k_here).values[-1] - margin
-        candidates = (found >= least).nonzero()[:, 0]
+        least = torch.topk(found, min(k, len(found))).values[-1] - margin
+        candidates = documents[found >= least]
         exact = torch.tensor([self._exact(query, int(row)) for row in candidates], dtype=torch.float32)
         rows, scores, _ = ranked(candidates[None], exact[None], self.ties, k)
         return rows[0], scores[0]
 
     def _exact(self, query: Tensor, row: int) -> float:
         """MaxSim of one pair in float64."""
-        document = self._stored.vectors[self._starts[row] : self._starts[row + 1]].double()
+        document = self.document(row).double()
         products = (query.double().unsqueeze(1) * document.unsqueeze(0)).sum(dim=-1)
         return float(products.amax(dim=1).sum())
 
@@ -126,3 +192,38 @@ def write(target: Draft, lengths: Sequence[int]) -> None:
         raise DataError(f"document at row {empty[0]}: it has no vectors ({len(empty)} such). Remove it or give it one.")
     starts = np.concatenate([[0], np.cumsum(sizes)])
     target.arrays("documents", {"starts": torch.from_numpy(starts)})
+
+
+def token_manifest(manifest: IndexManifest) -> IndexManifest:
+    """The manifest of the index of all vectors within a multi-vector index."""
+    return replace(manifest, kind="ivf-pq", count=int(manifest.parameters["vectors"]))
+
+
+def tune(stored: Stored, tokens: TokenIndex, target: float) -> IndexManifest:
+    """The least thorough search that reaches the recall, or the most thorough; the manifest with it and its recall.
+
+    100 documents' first 32 vectors are the queries, themselves not counted; a document that ties with the tenth counts.
+
+    Args:
+        stored: vectors, documents and token index, written.
+        tokens: the token index.
+        target: recall@10 against exact MaxSim.
+    """
+    manifest = stored.manifest
+    exact, fast = MultiVectorIndex(stored, "cpu"), MultiVectorIndex(stored, "cpu", tokens)
+    count, k = len(exact), min(_RECALL_K, len(exact) - 1)
+    drawn = np.random.default_rng(int(manifest.parameters["seed"]) + 1)
+    rows = np.sort(drawn.choice(count, min(_SAMPLE, count), replace=False))
+    queries = [exact.document(int(row))[:_SAMPLE_VECTORS] for row in rows]
+    top = exact._search(queries, k + 1)
+    least = -np.sort(-np.where(top.rows == rows[:, None], -np.inf, top.scores), axis=1)[:, max(k - 1, 0)]
+    for trial in _LADDER:
+        fast._fast = trial
+        tokens.apply(trial)
+        found = fast._search(queries, k + 1)
+        hits = found.valid & (found.rows != rows[:, None]) & (found.scores >= least[:, None])
+        shares = np.minimum(hits.sum(axis=1), k) / k if k else np.ones(len(rows))
+        if shares.mean() - shares.std() / len(shares) ** 0.5 >= target:
+            break
+    said = {"k": k, "sample": len(rows), "value": round(float(shares.mean()), 4), "target": target}
+    return replace(manifest, recall=said, parameters=manifest.parameters | {"fast": trial})

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, save_npz
 
-from structkd.errors import UsageError
+from structkd.errors import DataError, UsageError
 from structkd.files import atomic_path
 from structkd.index.topk import TopK, first_kept
 from structkd.index.vectors import check_k
@@ -74,3 +74,23 @@ def write_graph(path: str | Path, graph: csr_array) -> None:
     """Write a sparse matrix as .npz, atomically; scipy.sparse.load_npz reads it."""
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
         save_npz(handle, graph)
+
+
+def write_labelled_graph(
+    path: str | Path, graph: csr_array, features: NDArray[np.float32], labels: NDArray[np.int64]
+) -> None:
+    """Write the graph with features and labels, as `structkd graph --dataset npz:FILE` reads it, atomically.
+
+    Arrays: adj_{data, indices, indptr, shape} with 1 for every edge (also for one of score 0), adj_scores the scores in
+    the order of the edges, attr_matrix, labels.
+
+    Raises:
+        DataError: not one label or one row of features per node.
+    """
+    for what, rows in (("labels", len(labels)), ("rows of features", len(features))):
+        if rows != graph.shape[0]:
+            raise DataError(f"found {rows} {what} for {graph.shape[0]} nodes; give one per vector, in row order.")
+    parts = {f"adj_{name}": np.asarray(getattr(graph, name)) for name in ("indices", "indptr", "shape")}
+    parts |= {"adj_data": np.ones(graph.nnz, dtype=np.float32), "adj_scores": np.asarray(graph.data)}
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        np.savez_compressed(handle, attr_matrix=features, labels=labels, **parts)  # type: ignore[arg-type]

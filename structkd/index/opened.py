@@ -1,6 +1,6 @@
 """What every opened index is made of: a stored folder, its ids and manifest; the search call around each kind's own.
 
-A kind adds `_search` and, for vectors kept elsewhere, `_block`; borders, exclusions and neighbour graphs are here once.
+A kind adds `_search` and, for vectors kept elsewhere, `block`; borders, exclusions and neighbour graphs are here once.
 """
 
 from abc import ABC, abstractmethod
@@ -93,7 +93,7 @@ class OpenedVectors(OpenedIndex, ABC):
     def knn_graph(self, k: int, symmetric: Symmetric = "none", self_loops: bool = False) -> csr_array:
         """The k nearest others of every indexed vector, [count, count] CSR of scores (see `neighbour_graph`)."""
         return neighbour_graph(
-            lambda start, stop: self._search(self._block(start, stop), k + 1),
+            lambda start, stop: self._search(self.block(start, stop), k + 1),
             len(self),
             k,
             symmetric,
@@ -104,15 +104,15 @@ class OpenedVectors(OpenedIndex, ABC):
     def _search(self, queries: Float[Tensor, "queries dim"], k: int) -> TopK:
         """The k best documents of prepared queries."""
 
-    def _block(self, start: int, stop: int) -> Float[Tensor, "rows dim"]:
-        """Stored vectors of some rows, on the host."""
+    def block(self, start: int, stop: int) -> Float[Tensor, "rows dim"]:
+        """The stored vectors of rows start to stop (normalised under cosine), on the host."""
         return self._stored.vectors[start:stop]
 
     def _own_scores(self) -> NDArray[np.float32]:
         """The score of each row with itself."""
         parts = []
         for start in range(0, len(self), _BLOCK):
-            block = self._block(start, min(len(self), start + _BLOCK))
+            block = self.block(start, min(len(self), start + _BLOCK))
             parts.append(exact_scores(block, block, torch.arange(len(block)).unsqueeze(1), self.metric)[:, 0].numpy())
         return np.concatenate(parts)
 

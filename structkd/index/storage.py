@@ -24,6 +24,7 @@ from structkd.index.manifest import MANIFEST, IndexManifest, read_manifest
 from structkd.index.names import StoredIds
 
 _FORGET_BYTES = 1 << 30
+_AROUND = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Stored:
         if self.frugal and self._read[0] > _FORGET_BYTES:
             self._mapped[0].madvise(mmap.MADV_DONTNEED)
             self._read[0] = 0
+
+    def forget_scattered(self, rows: int) -> None:
+        """`forget` after reading single rows here and there: the system maps up to 64 kilobytes around each."""
+        self.forget(rows * max(1, _AROUND // ((self.manifest.dim or 1) * 4)))
 
     @cached_property
     def _read(self) -> list[int]:

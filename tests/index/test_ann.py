@@ -73,7 +73,7 @@ def test_places_that_faiss_leaves_open_are_invalid_and_never_an_id(clustered: An
     documents, queries = clustered
     built = index.build(documents, kind="ivf-sq8", out=tmp_path, recall=0.1)
     assert isinstance(built, FaissIndex)
-    built._apply({"nprobe": 1, "factor": 1})
+    built.apply({"nprobe": 1, "factor": 1})
     found = built.search(queries, 2000)
     assert 0 < found.valid.mean() < 0.9
     assert (found.rows[~found.valid] == -1).all()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.sparse import load_npz
 
+from structkd import graph
 from structkd.cli.app import run
-from structkd.trec import read_run
+from structkd.trec import Run, read_run, write_run
 
 KEYS = {"kind", "metric", "dim", "count", "bytes", "recall", "build_seconds"}
 
@@ -160,3 +161,67 @@ def test_one_line_says_what_is_wrong(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_runs_are_fused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", Run({"q": (["x", "y", "z"], np.asarray([3.0, 2.0, 1.0]))}))
+    write_run(tmp_path / "b", Run({"q": (["y", "w"], np.asarray([0.9, 0.1])), "r": (["x"], np.asarray([5.0]))}))
+    runs = (tmp_path / "a", tmp_path / "b")
+    found = called(capsys, "index", "fuse", *runs, "--out", tmp_path / "f", "--k", 3)
+    assert found == {"run": str(tmp_path / "f"), "runs": 2, "by": "rank", "queries": 2, "documents": 4}
+    lists = read_run(tmp_path / "f").lists
+    assert lists["q"][0] == ["y", "x", "w"]  # 1/62 + 1/61, then 1/61, then 1/62 (before z, 1/63)
+    np.testing.assert_allclose(lists["q"][1], [1 / 62 + 1 / 61, 1 / 61, 1 / 62], rtol=1e-6)
+    assert lists["r"][0] == ["x"]
+    line = ("index", "fuse", *runs, "--out", tmp_path / "g", "--by", "score", "--weights", 1, 0.25)
+    called(capsys, *line)
+    lists = read_run(tmp_path / "g").lists  # min-max: x 1, y .5 + .25, z 0, w 0
+    assert lists["q"][0] == ["x", "y", "w", "z"]
+    np.testing.assert_allclose(lists["q"][1], [1, 0.75, 0, 0], atol=1e-7)
+    assert run([str(t) for t in (*line[:-1], "--json")]) == 2
+    assert "found 1 weights for 2 runs; give one weight per run" in capsys.readouterr().err
+
+
+def test_a_neighbour_graph_trains_a_student_where_no_graph_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Vectors with labels and nothing else: index, neighbour graph, a graph teacher and its student."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 240)
+    np.save(tmp_path / "v.npy", rng.standard_normal((4, 16))[labels] + 0.8 * rng.standard_normal((240, 16)))
+    (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
+    called(capsys, "index", "build", "--vectors", tmp_path / "v.npy", "--kind", "flat", "--out", tmp_path / "i")
+    line = ("index", "knn-graph", tmp_path / "i", "--k", 6, "--symmetric", "union", "--out", tmp_path / "g.npz")
+    made = called(capsys, *line, "--labels", tmp_path / "labels.txt")
+    with np.load(tmp_path / "g.npz") as arrays:
+        assert arrays["adj_data"].tolist() == [1.0] * made["edges"]
+        assert len(arrays["adj_scores"]) == made["edges"]
+        assert arrays["labels"].tolist() == labels.tolist()
+        np.testing.assert_allclose(np.linalg.norm(arrays["attr_matrix"], axis=1), 1, rtol=1e-5)
+    task = graph.load(f"npz:{tmp_path / 'g.npz'}", split="cpf", seed=0)
+    assert task.x.shape == (240, 16)
+    bench = ("graph", "bench", "--dataset", f"npz:{tmp_path / 'g.npz'}", "--split", "cpf", "--seeds", 1)
+    found = called(capsys, *bench, "--methods", "mlp,glnn", "--out", tmp_path / "run")
+    scores = {row["method"]: row["test_mean"] for row in found["rows"]}
+    assert scores["glnn"] > 0.8
+    assert found["rows"][0]["teacher_test_mean"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1\n2\n", "found 2 labels for 30 nodes; give one per vector, in row order"),
+        ("1\ncat\n", "labels.txt:2: found 'cat', expected a whole number (-1 for unknown)"),
+    ],
+)
+def test_labels_that_do_not_fit(
+    text: str, message: str, vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.txt").write_text(text)
+    called(capsys, "index", "build", "--vectors", vectors, "--out", tmp_path / "i")
+    line = ["index", "knn-graph", str(tmp_path / "i"), "--out", str(tmp_path / "g"), "--labels"]
+    assert run([*line, str(tmp_path / "labels.txt")]) == 1
+    assert message in capsys.readouterr().err
+    np.save(tmp_path / "l.npy", np.zeros(30))
+    assert run([*line, str(tmp_path / "l.npy")]) == 1
+    assert "found float64 of shape [30], expected one whole number a vector" in capsys.readouterr().err

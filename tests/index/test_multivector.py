@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from structkd import index
 from structkd.errors import DataError, UsageError
-from structkd.index import multivector
+from structkd.index import kinds, multivector
+from structkd.index.candidates import estimated
 
 RNG = np.random.default_rng(0)
 DOCUMENTS = [RNG.standard_normal((n, 6)) for n in RNG.integers(1, 9, 50)]
@@ -82,3 +84,75 @@ def test_bad_documents() -> None:
         index.build_multi([np.ones((2, 3))]).search([np.ones((1, 5))], 1)
     with pytest.raises(UsageError, match="metric 'l2' has no MaxSim; expected cosine or ip"):
         index.build_multi([np.ones((2, 3))], metric="l2")
+
+
+@pytest.fixture
+def clustered() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Documents and queries whose vectors lie around 40 words' directions."""
+    rng = np.random.default_rng(5)
+    words = rng.standard_normal((40, 24))
+
+    def texts(count: int, longest: int) -> list[np.ndarray]:
+        sizes = rng.integers(3, longest, count)
+        return [words[rng.integers(0, 40, n)] + 0.5 * rng.standard_normal((n, 24)) for n in sizes]
+
+    return texts(600, 20), texts(40, 9)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip"])
+def test_the_fast_engine_reaches_its_recall_and_scores_exactly(
+    metric: Any, clustered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, "FAST_FROM", 1000)
+    documents, queries = clustered
+    exact = index.build_multi(documents, metric=metric).search(queries, 600)
+    fast = index.build_multi(documents, metric=metric, recall=0.9, out=tmp_path)
+    assert fast.manifest.recall is not None
+    assert fast.manifest.recall["value"] >= 0.9
+    assert fast.manifest.parameters["fast"]["keep"] < 600
+    found = fast.search(queries, 10)
+    shares = []
+    for place in range(len(queries)):
+        score_of = dict(zip(exact.rows[place].tolist(), exact.scores[place].tolist(), strict=True))
+        rows = found.rows[place].tolist()
+        assert found.scores[place].tolist() == [score_of[row] for row in rows]
+        assert found.scores[place].tolist() == sorted(found.scores[place].tolist(), reverse=True)
+        shares.append(len(set(rows) & set(exact.rows[place, :10].tolist())) / 10)
+    assert np.mean(shares) >= 0.85
+    again = index.open(tmp_path)
+    assert isinstance(again, index.MultiVectorIndex)
+    np.testing.assert_array_equal(again.search(queries, 10).rows, found.rows)
+    out = [[name for name in one if name is not None] for one in found.document_ids()]
+    refilled = fast.search(queries, 10, exclude=out)
+    assert refilled.valid.all()
+    assert not any(set(one) & set(names) for one, names in zip(refilled.document_ids(), out, strict=True))
+    assert index.verify(tmp_path).ok
+
+
+def test_the_fast_engine_knows_queries_without_vectors_and_long_lists(
+    clustered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, "FAST_FROM", 1000)
+    documents, queries = clustered
+    fast = index.build_multi(documents, recall=0.5)
+    found = fast.search([np.empty((0, 24)), queries[0]], 300)
+    assert found.scores[0].tolist() == [0.0] * 300
+    assert found.valid[1].sum() >= 290  # twice as many documents are scored as asked for
+
+
+def test_few_vectors_stay_exact_and_a_strange_recall_is_refused() -> None:
+    built = index.build_multi(DOCUMENTS, IDS, recall=0.5)
+    assert built.manifest.recall is None
+    with pytest.raises(UsageError, match=r"recall is 1\.5; expected more than 0 and at most 1"):
+        index.build_multi(DOCUMENTS, IDS, recall=1.5)
+
+
+def test_estimates_are_the_sums_of_the_best_found_or_the_worst_found() -> None:
+    """By hand: document 0 has vectors 0 and 1, document 1 vector 2, document 2 vector 3."""
+    owner = torch.tensor([0, 0, 1, 2])
+    found = torch.tensor([[0, 1, 2], [3, 2, -1]])
+    scores = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.6, -torch.inf]])
+    # document 0: 0.9 + 0.6 (worst of the second) = 1.5; document 1: 0.1 + 0.6 = 0.7; document 2: 0.1 + 0.7 = 0.8
+    assert estimated(found, scores, owner, 3).tolist() == [0, 2, 1]
+    assert estimated(found, scores, owner, 2).tolist() == [0, 2]
+    assert estimated(torch.full((2, 3), -1), torch.full((2, 3), -torch.inf), owner, 2).tolist() == []
