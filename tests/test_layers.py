@@ -47,7 +47,7 @@ INSIDE = {
         {"formats_texts", "formats_nodes"},
         {"formats"},
         {"publish"},
-        {"compare"},
+        {"calibrate", "compare", "doctor"},
     ],
     "index": [
         {"candidates", "manifest", "names", "topk", "vectors", "fusion"},

@@ -68,6 +68,11 @@ CPF_SAGE: dict[str, Recipe] = {
     "photo": replace(_GLNN_TEACHER, learning_rate=0.005, weight_decay=0.002, student_dropout=0.3),
 }
 
+GCNII: dict[str, tuple[int, int, float]] = {
+    "cora": (64, 64, 0.6), "citeseer": (32, 256, 0.7), "pubmed": (16, 256, 0.5),
+}  # fmt: skip
+"Depth, width and dropout of Chen et al., ICML 2020, table 8, semi-supervised; one weight decay serves all layers here."
+
 DEFAULT = Recipe()
 SMALL = replace(DEFAULT, hidden=128, student_hidden=128, temperature=1.2, label_weight=0.1)
 
@@ -89,6 +94,9 @@ def recipe(dataset: str, split: str, teacher: str) -> Recipe:
     A teacher without a row of its own (APPNP, logits from elsewhere) takes the GCN row.
     """
     name = dataset_name(dataset)
+    if teacher == "gcnii":
+        layers, hidden, dropout = GCNII.get(name, (16, 64, 0.5))
+        return replace(recipe(dataset, split, "gcn"), layers=layers, hidden=hidden, teacher_dropout=dropout)
     if dataset.partition(":")[0] in ("digits", "sbm"):
         return SMALL
     if split == "cpf" and teacher == "sage" and name in CPF_SAGE:

@@ -20,6 +20,10 @@ from structkd.graph.models import build_teacher
 from structkd.graph.published import given, recipe
 from structkd.graph.sampled import SampledTraining, layerwise_logits, parsed_fan_outs, restricted
 from structkd.graph.train import Fit, FitConfig, Selection, fit
+from structkd.ids import fingerprint_arrays
+from structkd.progress import note
+from structkd.scores.formats_nodes import read_node_file
+from structkd.scores.manifest import Header
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class TeacherConfig:
     """A graph teacher; what is left open comes from the published table of the dataset, or a default."""
 
     model: str = "gcn"
-    "gcn, sage, gat or appnp."
+    "gcn, sage, gat, appnp or gcnii."
 
     layers: int | None = None
     "Number of layers."
@@ -180,17 +184,35 @@ def score_nodes(teacher: Teacher, task: GraphTask, store: str | Path) -> scores.
 
 
 def read_scores(store: str | Path, task: GraphTask, spec: scores.TeacherSpec | None = None) -> scores.NodeScores:
-    """Cached node scores, refused when they are of another graph, node order or teacher.
+    """Node scores of a cache folder or of an npz, safetensors or parquet file, refused when they are of another graph,
+    node order or teacher.
 
     Raises:
         TeacherMismatchError: another teacher than `spec`.
         DataError: another graph, pairs instead of nodes, or a wrong number of nodes or classes.
     """
-    found = scores.open(store, expect=spec)
-    if not isinstance(found, scores.NodeScores):
-        raise DataError(f"{store}: holds scores of pairs; expected node logits, as `structkd graph score` writes.")
+    found = open_scores(store, spec)
     check_scores(found, task)
     return found
+
+
+def open_scores(store: str | Path, spec: scores.TeacherSpec | None = None) -> scores.NodeScores:
+    """Node scores of a cache folder or of a file, of any graph; DataError when they are of pairs."""
+    if Path(store).suffix in (".npz", ".safetensors", ".parquet"):
+        table = read_node_file(store)
+        for line in table.notes:
+            note(line)
+        nodes, classes = table.logits.shape
+        found = scores.TeacherSpec(
+            f"file:{Path(store).name}", "rows", extra={"logits": fingerprint_arrays(x=table.logits)}
+        )
+        return scores.NodeScores(
+            Path(store), Header(found, table.graph_fingerprint, nodes, classes), None, [table.logits]
+        )
+    opened = scores.open(store, expect=spec)
+    if not isinstance(opened, scores.NodeScores):
+        raise DataError(f"{store}: holds scores of pairs; expected node logits, as `structkd graph score` writes.")
+    return opened
 
 
 def check_split(teacher: Teacher, task: GraphTask) -> None:

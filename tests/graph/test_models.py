@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from torch_geometric.nn import APPNP, GCNConv
+from torch_geometric.nn import APPNP, GCN2Conv, GCNConv
 
 from structkd.errors import UsageError
 from structkd.graph.data import GraphTask
@@ -40,6 +40,16 @@ def test_appnp_equals_torch_geometric(task):
     model = build_teacher("appnp", task.num_features, 8, task.classes, 2, 0.5, 1).eval()
     expected = APPNP(10, 0.1)(model.predict(task.x), task.edge_index)
     torch.testing.assert_close(model(task.x, model.prepare(task)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_gcnii_equals_torch_geometric(task):
+    model = build_teacher("gcnii", task.num_features, 8, task.classes, 3, 0.5, 1).eval()
+    out = first = torch.relu(model.enter(task.x))
+    for depth, layer in enumerate(model.layers):
+        plain = GCN2Conv(8, 0.1, 0.5, depth + 1)
+        plain.weight1.data = layer.weight1.data
+        out = torch.relu(plain(out, first, task.edge_index))
+    torch.testing.assert_close(model(task.x, model.prepare(task)), model.leave(out), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)
