@@ -127,10 +127,7 @@ def per_query_means(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 def measured(test: Collection, run: Run) -> dict[str, Any]:
     result = evaluate_run(test, run, MEASURE)
-    return {
-        MEASURE: result.measures[MEASURE],
-        "per_query": {query: values[MEASURE] for query, values in result.per_query.items()},
-    }
+    return {MEASURE: result.measures[MEASURE], "per_query": result.per_query[MEASURE]}
 
 
 def record(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:

@@ -18,15 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from structkd.errors import CorruptFileError, DataError, DeviceError, UsageError
+from structkd.errors import CorruptFileError, DataError, UsageError
 from structkd.index.draft import Draft
+from structkd.index.faiss_gpu import LARGEST_K, GpuCopy, copy_for
 from structkd.index.flat import FlatIndex
 from structkd.index.manifest import IndexManifest
 from structkd.index.opened import OpenedVectors
 from structkd.index.recall import recall_test
 from structkd.index.storage import Stored
 from structkd.index.topk import TopK, ranked
-from structkd.index.vectors import exact_scores, resolve_device
+from structkd.index.vectors import exact_scores
 
 _DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cu13")
 _FACTOR = {"faiss-flat": 1, "ivf-sq8": 1, "ivf-pq": 4, "hnsw": 1}  # candidates scored exactly, per document asked for
@@ -34,7 +35,6 @@ _LINKS, _CONSTRUCTION = 32, 100  # HNSW: neighbours per node, list length while 
 _LARGEST_LIST = 1024
 _BLAS_FROM_QUERIES = 4  # below, faiss's own loop is faster than a matrix product
 _BLAS_THRESHOLD = 800  # queries x dimensions per thread from which the product pays (faiss waits until 128000)
-_GPU_LARGEST_K = 2048
 _BLOCK = 65536
 _QUERIES = 1024
 _FRUGAL_ROWS = 8192  # rows scored exactly at a time while an index larger than memory may be built
@@ -55,12 +55,9 @@ class FaissIndex(OpenedVectors):
         check_one_faiss()
         super().__init__(stored)
         self._engine = _read(stored)
+        self._on_gpu: GpuCopy | None = None
         self.apply(stored.manifest.parameters)
-        self._resources: Any = None
-        self._on_gpu: Any = None
-        if _wants_gpu(device):
-            self._resources = faiss.StandardGpuResources()  # must outlive the GPU copy
-            self._on_gpu = faiss.index_cpu_to_gpu(self._resources, resolve_device("cuda").index or 0, self._engine)
+        self._on_gpu = copy_for(self.kind, self._engine, device)
 
     @property
     def vectors(self) -> Tensor:
@@ -90,7 +87,7 @@ class FaissIndex(OpenedVectors):
         """Rows [queries, fetch] that faiss proposes, -1 where it has none, and its own inexact scores (cosine, ip)."""
         if not len(queries):
             return np.empty((0, fetch), dtype=np.int64), np.empty((0, fetch), dtype=np.float32)
-        engine = self._engine if self._on_gpu is None or fetch > _GPU_LARGEST_K else self._on_gpu
+        engine: Any = self._engine if self._on_gpu is None or fetch > LARGEST_K else self._on_gpu
         with blas_from_small_batches(len(queries)):
             scores, rows = engine.search(queries, fetch)
         return np.asarray(rows, dtype=np.int64), np.asarray(scores, dtype=np.float32)
@@ -100,6 +97,8 @@ class FaissIndex(OpenedVectors):
         self._factor = int(parameters.get("factor", 1))
         if "nprobe" in parameters:
             faiss.extract_index_ivf(self._engine).nprobe = int(parameters["nprobe"])
+            if self._on_gpu is not None:
+                self._on_gpu.set_nprobe(int(parameters["nprobe"]))
         if "ef_search" in parameters:
             self._engine.hnsw.efSearch = int(parameters["ef_search"])
 
@@ -187,21 +186,6 @@ def _read(stored: Stored) -> Any:
     if engine.ntotal != stored.manifest.count:
         raise CorruptFileError(f"{path}: found {engine.ntotal} vectors, expected {stored.manifest.count}.")
     return engine
-
-
-def _wants_gpu(device: str | torch.device) -> bool:
-    """Whether to search on a GPU; DeviceError when one was named and the installed faiss has none."""
-    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-    if str(device) == "auto":
-        return bool(gpus > 0 and torch.cuda.is_available())
-    if resolve_device(device).type != "cuda":
-        return False
-    if gpus == 0:
-        raise DeviceError(
-            "device 'cuda' was asked for and the installed faiss sees no GPU. "
-            "Run: pip install 'structkd[gpu]', or use device='cpu'."
-        )
-    return True
 
 
 def _build(stored: Stored, manifest: IndexManifest) -> tuple[Any, dict[str, Any]]:

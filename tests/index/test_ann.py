@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from structkd import index
-from structkd.errors import CorruptFileError, DataError, DeviceError, MissingExtraError, UsageError
+from structkd.errors import CorruptFileError, DataError, MissingExtraError, UsageError
 from structkd.index import ann, kinds
 from structkd.index.ann import FaissIndex
 
@@ -195,34 +195,6 @@ def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(kinds.importlib.util, "find_spec", lambda name: None if name == "faiss" else find(name))
     with pytest.raises(MissingExtraError, match=r"pip install 'structkd\[cpu\]'"):
         index.build(np.eye(3), kind="hnsw")
-
-
-@pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="speaks of a faiss without GPU")
-def test_a_missing_gpu_is_an_error(clustered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index.build(clustered[0], kind="ivf-sq8", out=tmp_path, recall=0.5)
-    monkeypatch.setattr(ann, "resolve_device", lambda _: ann.torch.device("cuda"))
-    with pytest.raises(DeviceError, match=r"the installed faiss sees no GPU.*structkd\[gpu\]"):
-        index.open(tmp_path, device="cuda")
-
-
-def test_long_lists_leave_the_gpu(clustered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The classic faiss GPU index stops at k = 2048: longer lists are asked of the CPU copy, never cut."""
-    documents, queries = clustered
-    built = index.build(documents, kind="faiss-flat")
-    assert isinstance(built, FaissIndex)
-
-    class Gpu:
-        asked: list[int] = []  # noqa: RUF012
-
-        def search(self, batch: np.ndarray, k: int) -> Any:
-            assert k <= 2048
-            self.asked.append(k)
-            return built._engine.search(batch, k)
-
-    monkeypatch.setattr(built, "_on_gpu", Gpu())
-    assert built.search(queries[:4], 2500).valid.all()
-    assert built.search(queries[:4], 2048).valid.all()
-    assert Gpu.asked == [2048]
 
 
 def test_a_broken_engine_file_is_named(clustered: Any, tmp_path: Path) -> None:
