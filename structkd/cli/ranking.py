@@ -9,14 +9,16 @@ from cyclopts import App, Parameter
 
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
+from structkd.ids import Texts
 from structkd.progress import note
 from structkd.ranking import datasets
 from structkd.ranking.data import Collection
 from structkd.ranking.distillation import DistillConfig, distill
+from structkd.ranking.live import NO_LIVE, LiveConfig, cached_live
 from structkd.ranking.multi_vector import Variant
 from structkd.ranking.negatives import MineConfig, bm25_candidates, mine
 from structkd.ranking.policies import NO_POLICIES, Policies
-from structkd.ranking.sources import Combine, EnsembleScorer, open_teacher
+from structkd.ranking.sources import Combine, EnsembleScorer, RunScorer, open_teacher
 from structkd.ranking.students import student
 from structkd.ranking.teacher import TeacherConfig, teach
 from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
@@ -29,9 +31,11 @@ Config = TypeVar("Config", TeacherConfig, DistillConfig, MineConfig)
 app = App(name="ranking", help="Ranking models: cross-architecture distillation.")
 app.command("structkd.cli.ranking_bench:bench_command", name="bench")
 app.command("structkd.cli.ranking_evaluate:evaluate_command", name="evaluate")
+app.command("structkd.cli.ranking_order:order_command", name="order")
 app.command("structkd.cli.ranking_score:score_command", name="score")
 app.command("structkd.cli.ranking_self:self_distill_command", name="self-distill")
 app.command("structkd.cli.ranking_serving:encode_command", name="encode")
+app.command("structkd.cli.ranking_serving:export_command", name="export")
 
 
 @app.command(name="teach")
@@ -78,6 +82,8 @@ def distill_command(
     common: Common = Common(),
     config: Annotated[DistillConfig, Parameter(name="*")] = DistillConfig(),
     policies: Annotated[Policies, Parameter(name="*")] = NO_POLICIES,
+    live: Annotated[LiveConfig, Parameter(name="*")] = NO_LIVE,
+    live_teacher: str | None = None,
 ) -> Output:
     """Distil a student from stored scores (--scores) or from teachers (--teacher, cached below OUT).
 
@@ -94,6 +100,7 @@ def distill_command(
         combine: How several teachers become one.
         max_length: Longest text in tokens; the model's own by default.
         variant: Of colbert: stanford (128 numbers, normalised) or matchmaker (as wide as the encoder, not normalised).
+        live_teacher: KIND:VALUE of what scores whole batches for --in-batch, cached below OUT; by default --teacher.
     """
     if bool(teacher) == bool(scores):
         raise UsageError("give either --scores STORE or --teacher KIND:VALUE (each may be repeated).")
@@ -108,7 +115,11 @@ def distill_command(
     )
     chosen = None if candidates is None else read_run(candidates)
     one = members[0] if len(members) == 1 else EnsembleScorer(members, combine)
-    result = distill(start, one, loaded, _seeded(config, common), candidates=chosen, out=out, policies=policies)
+    asked_live = _live_teacher(live, live_teacher, one, loaded.documents, out)
+    result = distill(
+        start, one, loaded, _seeded(config, common), candidates=chosen, out=out, policies=policies, live=live,
+        live_teacher=asked_live,
+    )  # fmt: skip
     found = {
         "run": str(out),
         "student": str(out / "student"),
@@ -162,6 +173,22 @@ def mine_command(
         tables=[Table("What became of the candidates", rows)],
         lines=[f"{total} negatives of {len(mined)} queries: {out}"],
     )
+
+
+def _live_teacher(live: LiveConfig, name: str | None, teacher: Scorer, documents: Texts, out: Path) -> Scorer | None:
+    """What scores whole batches; None: the teacher itself, which then must be able to score any pair."""
+    if live.in_batch == "none":
+        if name is not None:
+            raise UsageError("--live-teacher scores batches of --in-batch tas-balanced or tct; give one of them.")
+        return None
+    if name is None:
+        if not isinstance(teacher, CachedScorer) or isinstance(teacher.scorer, RunScorer):
+            raise UsageError(
+                f"--in-batch {live.in_batch} scores pairs that no file lists; give --live-teacher KIND:MODEL."
+            )
+        return None
+    scorer = open_teacher(name, documents)
+    return cached_live(scorer, out / "scores" / scorer.spec.fingerprint[:12])
 
 
 def _load(name: str, split: str | None) -> Collection:

@@ -11,6 +11,7 @@ from structkd.files import atomic_path, write_text
 from structkd.ids import Texts
 from structkd.ranking import datasets
 from structkd.ranking.bi_encoder import BiScorer
+from structkd.ranking.export import export
 from structkd.ranking.multi_vector import MultiVectorScorer
 from structkd.ranking.prett import PrettScorer
 from structkd.ranking.scorer import Side
@@ -86,3 +87,27 @@ def _document_layers(scorer: PrettScorer, texts: Texts, side: Side, out: Path, d
     return Output(
         found, lines=[f"layers of {stored.count} documents, {stored.bytes_per_document:.0f} bytes each: {out}"]
     )
+
+
+def export_command(
+    *, model: str, out: Path, collection: str | None = None, tolerance: float = 1e-4, common: Common = Common()
+) -> Output:
+    """Write a dot, cat or tk student as ONNX, checked against the student; refused when they differ.
+
+    Args:
+        model: Folder or hub id of the student; a run folder stands for its student.
+        out: Folder for model.onnx, tokenizer and structkd.json.
+        collection: Real texts to check the file on, besides random tokens.
+        tolerance: Largest difference allowed, relative to the student's largest output.
+    """
+    texts = [] if collection is None else list(datasets.load(collection, None).documents.texts[:16])
+    result = export(load_student(model), out, texts=texts, tolerance=tolerance)
+    found = {
+        "folder": str(out),
+        "inputs": result.inputs,
+        "output": result.output,
+        "parity": result.parity,
+        "bytes": result.bytes,
+    }
+    line = f"{out / 'model.onnx'}: {result.bytes} bytes, {', '.join(result.inputs)} -> {result.output}"
+    return Output(found, lines=[f"{line}; differs from the student by {result.parity:.1e}"])

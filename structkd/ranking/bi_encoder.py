@@ -161,7 +161,7 @@ class BiScorer(NeuralScorer):
             self.model.save(str(temporary), create_model_card=False)
 
     def _tokenise(self, texts: list[str], prompt: str | None, length: int | None) -> list[NDArray[np.int32]]:
-        lengths = {} if length is None or self._static else {"max_length": length}
+        lengths = {} if length is None or self.static else {"max_length": length}
         features = self.model.preprocess(texts, prompt=prompt, **lengths)
         ids = features["input_ids"].numpy().astype(np.int32)
         if "offsets" in features:
@@ -170,7 +170,7 @@ class BiScorer(NeuralScorer):
         return [row[keep] for row, keep in zip(ids, features["attention_mask"].numpy().astype(bool), strict=True)]
 
     def _encode(self, tokens: list[NDArray[np.int32]]) -> Float[Tensor, "texts dimension"]:
-        if self._static:
+        if self.static:
             lengths = [0, *(len(ids) for ids in tokens[:-1])]
             flat = torch.from_numpy(np.concatenate(tokens).astype(np.int64))
             features = {"input_ids": flat, "offsets": torch.from_numpy(np.cumsum(lengths))}
@@ -184,12 +184,13 @@ class BiScorer(NeuralScorer):
 
     def _budget(self, tokens: list[NDArray[np.int32]]) -> int:
         """Static vectors have no padding to save, and each piece would cost a gradient of the whole vocabulary."""
-        if self._static:
+        if self.static:
             return len(tokens) * max((len(ids) for ids in tokens), default=1)
         return token_budget(self.model.device)
 
     @property
-    def _static(self) -> bool:
+    def static(self) -> bool:
+        """Whether texts are means of token vectors, without attention."""
         return isinstance(self.model[0], StaticEmbedding)
 
 

@@ -19,9 +19,11 @@ from structkd.ids import fingerprint_json
 from structkd.objectives import targets
 from structkd.policies import SOFTMAX_OBJECTIVES, parse_objective, weighted_sum
 from structkd.progress import note
+from structkd.ranking.card import write_card
 from structkd.ranking.data import Collection, hold_out
 from structkd.ranking.dual import DualBiScorer
 from structkd.ranking.encoders import BiScorer, NeuralScorer, open_scorer, weights_sha256
+from structkd.ranking.live import NO_LIVE, LiveConfig, in_batch_training
 from structkd.ranking.negatives import bm25_candidates
 from structkd.ranking.policies import NO_POLICIES, Lesson, Policies, asked, kept
 from structkd.ranking.sources import RunScorer
@@ -119,6 +121,8 @@ def distill(
     candidates: RankedRun | None = None,
     out: str | Path | None = None,
     policies: Policies = NO_POLICIES,
+    live: LiveConfig = NO_LIVE,
+    live_teacher: Scorer | None = None,
 ) -> DistillResult:
     """Train `student` in place on the teacher's scores of candidate lists.
 
@@ -134,6 +138,8 @@ def distill(
         candidates: lists to train on.
         out: run folder.
         policies: what is switched on beside the objective.
+        live: in-batch terms, which take the place of the objective.
+        live_teacher: scores every query of a batch with every document; `teacher` by default.
 
     Raises:
         UsageError: an unknown objective, a setting out of range, policies that do not fit, `out` holds another run.
@@ -142,6 +148,7 @@ def distill(
     """
     weights = parse_objective(config.objective)
     policies.check(weights, student)
+    _check_live(live, policies)
     if policies.reads_judgements and not collection.qrels:
         raise UsageError(f"{collection.name}: --head dual and --keep own-... read judgements, and it has none.")
     if policies.head == "dual" and isinstance(student, BiScorer):
@@ -156,10 +163,11 @@ def distill(
     if len(keep) < len(raw):
         note(f"{collection.name}: --keep {policies.keep} leaves {len(keep)} of {len(raw)} lists")
         raw, lists = raw.take(keep), lists.take(keep)
-    identity = fingerprint_json([plain(config), plain(policies), lists.fingerprint(), weights_sha256(student)])
+    settings = {**plain(config), **plain(policies), **plain(live)}
+    identity = fingerprint_json([settings, lists.fingerprint(), weights_sha256(student)])
     if out is not None and (done := _finished(Path(out), identity)) is not None:
         return done
-    run = None if out is None else Run.create(out, "ranking distill", {**plain(config), **plain(policies)}, config.seed)
+    run = None if out is None else Run.create(out, "ranking distill", settings, config.seed)
     training, held = _split(raw, lists, config)
     measure, valid = validation_lists(held, collection, config)
     loss_of = objective_of(weights, config)
@@ -172,12 +180,27 @@ def distill(
         )  # fmt: skip
         result = fit(student, training, lesson, config, validate=validate, run=run)
         lesson.finish(validate)
+    elif live.in_batch != "none":
+        asked_live = live_teacher or teacher
+        plan, loss = in_batch_training(training, collection, student, asked_live, live, config, config.student_scale)
+        result = fit(student, plan.lists, loss, config, validate=validate, run=run, plan=plan)
     else:
         result = fit(student, training, loss_of, config, validate=validate, run=run)
     metrics = _metrics(result, measure)
     if run is not None and main_process():
+        student.save(run.folder / "student")
+        sources = [teacher] if live_teacher is None else [teacher, live_teacher]
+        write_card(run.folder / "student", student, sources, collection, settings, metrics)
         _write(run, student, result, metrics, identity, measure, valid, held)
     return DistillResult(student, result.history, metrics, None if run is None else run.folder, config)
+
+
+def _check_live(live: LiveConfig, policies: Policies) -> None:
+    if live.in_batch != "none" and policies.active:
+        raise UsageError(
+            f"--in-batch {live.in_batch} takes the place of the objective; policies on lists have no effect there. "
+            "Give one of them."
+        )
 
 
 def scored_lists(
@@ -363,8 +386,7 @@ def _write(
     valid: Lists,
     held: Lists,
 ) -> None:
-    """Save the student, the figures and, last, that the run is complete."""
-    student.save(run.folder / "student")
+    """Write the figures and, last, that the run is complete."""
     run.write_figure("training", training_figure(result, measure))
     if len(valid):
         scores = student.score(held.pairs()).numpy()

@@ -54,8 +54,8 @@ def tas_balanced(
     """
     rows = torch.arange(len(own), device=student.device)
     pair = ((student[rows, own] - student[rows, negative]) - (targets[:, 0] - targets[:, 1])).square().mean()
-    positives = in_batch_margin_mse(student, teacher, own, mask, own.unique())
-    negatives = in_batch_margin_mse(student, teacher, own, mask, negative.unique())
+    positives = in_batch_margin_mse(student, teacher, own, mask, torch.unique(own))
+    negatives = in_batch_margin_mse(student, teacher, own, mask, torch.unique(negative))
     return pair + weight * (positives + negatives) / 2
 
 

@@ -27,7 +27,7 @@ from structkd.ranking.train import Batch, FitConfig, Lists
 from structkd.scores.cache import CachedScorer, Scorer
 from structkd.scores.manifest import TeacherSpec
 
-_REMEMBERED = 50_000  # texts whose token vectors a live teacher keeps, some 5 GB at 200 x 128 numbers
+_REMEMBERED = 10_000  # texts whose token vectors a live teacher keeps, some 1 GB at 200 x 128 numbers
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class LiveConfig:
             )
         if not 0 <= self.hard_share <= 1:
             raise UsageError(f"hard_share {self.hard_share}: expected a share between 0 and 1.")
+
+
+NO_LIVE = LiveConfig()
+"No in-batch terms."
 
 
 class RememberingScorer:
@@ -104,7 +108,7 @@ class RememberingScorer:
         return Ragged(torch.cat(parts), np.cumsum(lengths) - lengths, lengths)
 
 
-def live_teacher(scorer: Scorer, folder: str | Path) -> CachedScorer:
+def cached_live(scorer: Scorer, folder: str | Path) -> CachedScorer:
     """The teacher behind a cache in `folder`: what is there is not asked, what is asked is committed there.
 
     Raises:
@@ -153,7 +157,9 @@ class InBatchLoss:
         own, negative = np.arange(0, 2 * size, 2), np.arange(1, 2 * size, 2)
         grid = Pairs(batch.pairs.queries, batch.pairs.documents, np.repeat(queries, 2 * size), np.tile(documents, size))
         student: Tensor = self.scale * model(grid).float().reshape(size, 2 * size)
-        teacher = self.teacher.score(grid).reshape(size, 2 * size).to(student.device)
+        with torch.autocast(student.device.type, enabled=False):
+            teacher = self.teacher.score(grid)
+        teacher = teacher.reshape(size, 2 * size).to(student.device)
         both = live.in_batch == "tas-balanced"  # there the pair has a term of its own
         columns = [(int(p), int(n)) if both else (int(p),) for p, n in zip(own, negative, strict=True)]
         held = torch.from_numpy(allowed(self.collection, batch.pairs, queries, documents, columns)).to(student.device)
@@ -163,3 +169,24 @@ class InBatchLoss:
         other = torch.from_numpy(negative).to(student.device)
         targets = batch.targets.to(student.device)
         return tas_balanced(student, teacher, targets, at, other, held, weight=live.in_batch_weight)
+
+
+def in_batch_training(
+    training: Lists,
+    collection: Collection,
+    student: NeuralScorer,
+    teacher: Scorer,
+    live: LiveConfig,
+    config: FitConfig,
+    scale: float,
+) -> tuple[TopicPlan, InBatchLoss]:
+    """The batches and the loss of a training with in-batch terms.
+
+    Raises:
+        DataError: no list has a pair of a positive and another document.
+        UsageError: batches of one query have nothing in common to compare.
+    """
+    if config.batch_lists < 2:
+        raise UsageError(f"--in-batch {live.in_batch} compares queries of a batch; --batch-lists must be 2 or more.")
+    plan = topic_plan(training, collection, student, live, config)
+    return plan, InBatchLoss(teacher, collection, live, scale)

@@ -125,7 +125,8 @@ def load_student(folder: str | Path) -> NeuralScorer:
             return MultiVectorScorer(path)
     elif path.is_absolute() or str(folder).startswith("."):
         raise DataError(f"{path}: no such folder; expected a saved model.")
-    return BiScorer(folder)
+    scorer = BiScorer(folder)
+    return StaticScorer(scorer.model, name=scorer.name) if scorer.static else scorer
 
 
 def _own(path: Path) -> NeuralScorer:

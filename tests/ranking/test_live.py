@@ -12,7 +12,7 @@ from structkd.ids import Ids, Pairs, Texts
 from structkd.ranking.bi_encoder import BiScorer
 from structkd.ranking.data import Collection
 from structkd.ranking.in_batch import allowed, in_batch_margin_mse, tas_balanced, tct
-from structkd.ranking.live import InBatchLoss, LiveConfig, RememberingScorer, live_teacher, topic_plan
+from structkd.ranking.live import InBatchLoss, LiveConfig, RememberingScorer, cached_live, topic_plan
 from structkd.ranking.multi_vector import MultiVectorScorer
 from structkd.ranking.static import StaticScorer
 from structkd.ranking.topics import TopicPlan, balanced, topics_of, with_pairs
@@ -183,7 +183,7 @@ def test_topics_find_clusters_and_depend_on_the_seed_alone() -> None:
 def test_a_live_teacher_is_asked_once_encodes_once_and_writes_back(tiny: str, pairs: Pairs, tmp_path: Path) -> None:
     model = MultiVectorScorer(tiny)
     expected = model.score(pairs)
-    teacher = live_teacher(model, tmp_path / "live")
+    teacher = cached_live(model, tmp_path / "live")
     inner = teacher.scorer
     assert isinstance(inner, RememberingScorer)
     torch.testing.assert_close(teacher.score(pairs), expected, rtol=1e-4, atol=1e-5)
@@ -210,7 +210,7 @@ def test_a_student_learns_the_live_teachers_grid(
 ) -> None:
     teacher_model = BiScorer(tiny, name="teacher")
     live = LiveConfig(in_batch=kind, topics=2, live_temperature=1.0)
-    teacher = live_teacher(teacher_model, tmp_path / "live")
+    teacher = cached_live(teacher_model, tmp_path / "live")
     scored = replace(lists, targets=teacher.score(lists.pairs()).numpy())
     student = StaticScorer.fresh(small.documents, dimension=64)
     config = FitConfig(epochs=15, batch_lists=4, learning_rate=0.05)
