@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from cyclopts import App, Parameter
@@ -118,6 +118,7 @@ def search(
     queries: Path | None = None,
     query_ids: Path | None = None,
     k: int = 100,
+    encoder: str | None = None,
     device: Device = "auto",
     common: Common = Common(),
 ) -> Output:
@@ -134,11 +135,16 @@ def search(
         the vectors, else row numbers. For multi-vector, vectors of one query stand together and repeat its id.
     k
         Length of each list.
+    encoder
+        Fingerprint of the encoder that made the query vectors; another one than the index's is refused.
     """
     if (collection is None) == (queries is None):
         raise UsageError("give either --collection (query texts, text index) or --queries (a .npy file, vector index).")
     began = time.perf_counter()
-    run = _search_texts(folder, collection, k) if collection else _search_vectors(folder, queries, query_ids, k, device)
+    if collection:
+        run = _search_texts(folder, collection, k)
+    else:
+        run = _search_vectors(index.open(folder, device, expect_encoder=encoder), queries, query_ids, k)
     seconds = time.perf_counter() - began
     write_run(out, run)
     data = {"run": str(out), "queries": len(run.lists), "documents": len(run), "seconds": round(seconds, 3)}
@@ -290,13 +296,17 @@ def _search_texts(folder: Path, collection: str | None, k: int) -> Run:
     return index.open_text(folder).search(list(queries.texts), k).run(list(queries.ids))
 
 
-def _search_vectors(folder: Path, queries: Path | None, query_ids: Path | None, k: int, device: str) -> Run:
+def _search_vectors(
+    opened: VectorIndex | LexicalIndex | index.MultiVectorIndex, queries: Path | None, query_ids: Path | None, k: int
+) -> Run:
     vectors, names = _vectors(queries or Path(), query_ids)
-    opened = index.open(folder, device)
     if isinstance(opened, index.MultiVectorIndex):
         items, item_ids = _grouped(vectors, names)
         return opened.search(items, k).run(item_ids)
-    return index.open_vectors(folder, device).search(vectors, k).run(names or [str(row) for row in range(len(vectors))])
+    if opened.kind in TEXT_KINDS:
+        raise UsageError(f"found a {opened.kind} index, which holds texts; give --collection instead of --queries.")
+    found = cast(VectorIndex, opened).search(vectors, k)
+    return found.run(names or [str(row) for row in range(len(vectors))])
 
 
 def _vectors(path: Path, ids: Path | None) -> tuple[np.ndarray, list[str] | None]:

@@ -340,3 +340,19 @@ def test_gpu_equals_cpu(metric: Any, tmp_path: Path) -> None:
     assert isinstance(on_gpu, FlatIndex)
     np.testing.assert_array_equal(on_cpu.search(queries[:300], 100).rows, on_gpu.search(queries[:300], 100).rows)
     np.testing.assert_array_equal(on_cpu.search(queries[:300], 100).scores, on_gpu.search(queries[:300], 100).scores)
+
+
+def test_vectors_that_do_not_fit_on_the_gpu_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preflight: tiles are then sent one by one, and a whole copy is never tried."""
+    built = index.build(np.random.default_rng(0).standard_normal((100, 8)), kind="flat")
+    assert isinstance(built, FlatIndex)
+    sent: list[str] = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, *_: sent.append(str(device)) or tensor)
+    monkeypatch.setattr(built, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4000, 10_000))
+    assert built.vectors is built._stored.vectors
+    assert sent == []
+    del built.__dict__["vectors"]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (6000, 10_000))
+    built.vectors
+    assert sent == ["cuda"]
