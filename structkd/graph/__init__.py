@@ -6,6 +6,8 @@ from structkd.graph.datasets import DatasetConfig, load
 from structkd.graph.distillation import METHODS, DistillConfig, DistillResult, distill
 from structkd.graph.fusing import fuse
 from structkd.graph.latency import Latency, latency
+from structkd.graph.link_bench import LinkBenchConfig, bench_links
+from structkd.graph.links import LinkConfig, LinkResult, links
 from structkd.graph.policies import Policies
 from structkd.graph.spectrum import Spectrum, spectrum
 from structkd.graph.storage import evaluate_saved
@@ -19,15 +21,20 @@ __all__ = [
     "DistillResult",
     "GraphTask",
     "Latency",
+    "LinkBenchConfig",
+    "LinkConfig",
+    "LinkResult",
     "Policies",
     "Spectrum",
     "Teacher",
     "TeacherConfig",
     "bench",
+    "bench_links",
     "distill",
     "evaluate_saved",
     "fuse",
     "latency",
+    "links",
     "load",
     "read_scores",
     "score_nodes",

@@ -131,14 +131,21 @@ def hinge(
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
     margin: float = 1.0,
+    gap: float = 0.0,
 ) -> Value:
     """Ranking hinge (Herbrich et al. 2000): mean over pairs with t_i > t_j of max(0, margin - (s_i - s_j)).
 
+    With `gap`, pairs count only when t_i > t_j + gap: nearer ones are ties that teach nothing (LLP; Guo et al., ICML
+    2023, eq. 5, where gap and margin are one number).
+
     Raises:
-        UsageError: shapes differ.
+        UsageError: shapes differ, `gap` is negative.
     """
+    if gap < 0:
+        raise UsageError(f"gap {gap}: expected 0 or more.")
     lists = lists_of(student, teacher, mask)
-    return _pair_mean(torch.relu(margin - _differences(lists.student)), _ordered_pairs(lists, None), weight, reduction)
+    pairs = _ordered_pairs(lists, None) & (_differences(lists.teacher) > gap)
+    return _pair_mean(torch.relu(margin - _differences(lists.student)), pairs, weight, reduction)
 
 
 def pointwise_mse(
