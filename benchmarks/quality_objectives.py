@@ -7,10 +7,11 @@
 One JSON per (dataset, seed, piece) in WORK; a killed run goes on where it stopped; `table` gathers what is there into
 results/objectives_*.json, docs/objectives-results.md and docs/objectives-acquisition.svg. Each piece runs at its
 reference default, nothing is tuned per dataset, all pieces of a seed share teacher scores, and budgets are equal:
-graph students of 2 layers, width 64, at most 200 epochs; ranking students of static vectors, 4 passes.
+graph students of 2 layers, width 64, at most 100 epochs; ranking students of static vectors, 4 passes.
 """
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
@@ -62,9 +64,9 @@ GRAPH_ASKED: dict[str, tuple[str, dict[str, Any], str]] = {
     for policy in ("random", "margin", "rad")
     for budget in BUDGETS
 }
-GRAPHS = {
-    "planetoid:Cora": {**GRAPH, **GRAPH_ASKED},
+GRAPHS = {  # smallest first
     "heterophilous:chameleon_filtered": {**GRAPH, **GRAPH_ASKED},
+    "planetoid:Cora": {**GRAPH, **GRAPH_ASKED},
     "planetoid:CiteSeer": {**GRAPH, **GRAPH_ASKED},
     "heterophilous:minesweeper": LELP_BINARY,
 }
@@ -77,7 +79,7 @@ def graph_half(options: argparse.Namespace) -> None:
     from structkd.graph.policies import Policies
     from structkd.graph.storage import load_teacher, save_teacher
 
-    config = graph.DistillConfig(hidden=64, layers=2, epochs=200, patience=50)
+    config = graph.DistillConfig(hidden=64, layers=2, epochs=100, patience=50)
     for dataset in options.only or GRAPHS:
         for seed in range(options.seeds):
             task = graph.load(dataset, root=str(Path(options.data) / "graph"), seed=seed)
@@ -85,7 +87,7 @@ def graph_half(options: argparse.Namespace) -> None:
             for model in ("gcn", "sage"):
                 folder = Path(options.work) / "teachers" / f"{slug(dataset)}-{model}-{seed}"
                 if not (folder / "model.json").is_file():
-                    chosen = graph.TeacherConfig(model=model, layers=2, hidden=128, epochs=200)
+                    chosen = graph.TeacherConfig(model=model, layers=2, hidden=64, epochs=200)
                     save_teacher(graph.train_teacher(task, chosen), folder)
                 teachers[model] = load_teacher(folder, task)
             logits = {name: teacher.logits(task.observed) for name, teacher in teachers.items()}
@@ -100,6 +102,90 @@ def graph_half(options: argparse.Namespace) -> None:
 
             pieces = GRAPHS[dataset]
             each(options, "graph", dataset, seed, pieces, run)
+
+
+# piece -> (objective, policies)
+RANKING: dict[str, tuple[str, dict[str, Any]]] = {
+    "kl": ("kl", {}),
+    **{name: (name, {}) for name in ("margin-mse", "plackett-luce", "listmle", "ranknet", "reverse-kl")},
+    "kl, bd-kd": ("kl", {"sample_weight": "bd-kd"}),
+    "kl, taid": ("kl", {"target": "taid"}),
+    "kl, truncate:5": ("kl", {"target": "truncate:5"}),
+    "kl, confidence": ("kl", {"sample_weight": "confidence"}),
+    "kl, ddk by length": ("kl", {"domains": "length"}),
+    "kl, agreement filter": ("kl", {"keep": "agreement"}),
+    "jensen-shannon": ("jensen-shannon", {}),
+    "weighted-ranknet": ("weighted-ranknet", {}),
+}
+RANKING_LABELS = {"kl, dual head": ("kl", {"head": "dual"})}
+RANKING_ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{policy} {budget:g}": ("kl", {"acquire": policy, "budget": budget})
+    for policy in ("random", "margin", "rad")
+    for budget in BUDGETS
+}
+COLLECTIONS = {"scifact": {**RANKING, **RANKING_LABELS, **RANKING_ASKED}, "msmarco-dl19": {**RANKING, **RANKING_ASKED}}
+
+
+def ranking_half(options: argparse.Namespace) -> None:
+    """Static students of 128 numbers. scifact: BM25 teaches 200 training queries, the test queries measure.
+    msmarco-dl19: SPLADE++'s lists of dl22's unlabelled queries teach, dl19's judged queries measure."""
+    from structkd.ranking.datasets import load
+    from structkd.ranking.negatives import bm25_candidates
+    from structkd.ranking.sources import Bm25Scorer, RunScorer
+    from structkd.trec import read_run
+
+    folder = Path(options.data) / "ranking"
+    for dataset in options.only or COLLECTIONS:
+        if dataset == "scifact":
+            test, train = load(str(folder / "scifact")), load(str(folder / "scifact"), "train")
+            train = train.with_queries(list(train.queries.ids)[:200])
+            test = test.with_queries(list(test.queries.ids)[:150])
+            first_stage, lists, teacher = (
+                bm25_candidates(test, 50),
+                bm25_candidates(train, 16),
+                Bm25Scorer(train.documents),
+            )
+        else:
+            test, train = load(str(folder / "msmarco-dl19")), load(str(folder / "msmarco-dl22"))
+            first_stage = read_run(folder / "msmarco-dl19" / "runs" / "bm25.tsv").cut(50)
+            teacher = RunScorer(folder / "msmarco-dl22" / "runs" / "splade_p_p_ensemble_distil.tsv")
+            lists = teacher.run.cut(32)
+        for seed in range(options.seeds):
+            start = _start(train.documents, seed)
+
+            def run(piece: tuple[str, dict[str, Any]], parts=(test, train, first_stage, lists, teacher, start)) -> dict:
+                return _distilled(piece, *parts)
+
+            each(options, "ranking", dataset, seed, COLLECTIONS[dataset], run)
+
+
+def _start(documents: Any, seed: int) -> Any:
+    from structkd.ranking.static import StaticScorer
+
+    return StaticScorer.fresh(documents, dimension=128, vocabulary=8000, seed=seed)
+
+
+def _distilled(
+    piece: tuple[str, dict[str, Any]], test: Any, train: Any, first_stage: Any, lists: Any, teacher: Any, start: Any
+) -> dict[str, Any]:
+    """One student: the same start, lists, passes and teacher for every piece of a seed."""
+    from structkd.ranking.distillation import DistillConfig, distill
+    from structkd.ranking.evaluate import evaluate_run, rerank
+    from structkd.ranking.policies import Policies
+
+    objective, policies = piece
+    config = DistillConfig(
+        objective=objective, epochs=4, list_size=16, target_transform="standardise", seed=0, held_out=0.1
+    )
+    student = copy.deepcopy(start)
+    result = distill(student, teacher, train, config, candidates=lists, policies=Policies(**policies))
+    found = evaluate_run(test, rerank(test, result.student, first_stage), "nDCG@10")
+    before = evaluate_run(test, rerank(test, start, first_stage), "nDCG@10")
+    ceiling = evaluate_run(test, first_stage, "nDCG@10")
+    return {
+        "test": found.measures["nDCG@10"], "before": before.measures["nDCG@10"],
+        "teacher": ceiling.measures["nDCG@10"], "per_query": found.per_query["nDCG@10"],
+    }  # fmt: skip
 
 
 def each(
@@ -126,13 +212,138 @@ def slug(text: str) -> str:
     return "".join(letter if letter.isalnum() or letter == "." else "-" for letter in text.lower())
 
 
+def table(options: argparse.Namespace) -> None:
+    """Gather the finished runs: results JSON, a page of tables, the acquisition curve."""
+    paths = sorted((Path(options.work) / "runs").glob("*.json"))
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.stat().st_size]
+    page = [
+        "# Objectives and policies, measured",
+        "",
+        "Generated by `benchmarks/quality_objectives.py table`. Every piece at its reference default, nothing tuned",
+        "per dataset; one shared teacher per seed, equal budgets. Difference and p-value (two-sided paired t-test,",
+        "over seeds for graphs, over queries of seed means for ranking; Holm's correction within a table) are",
+        "against the first row. **bold**: significant at 0.05 after the correction.",
+        "",
+    ]
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for half, default in (("graph", "ff-g2m"), ("ranking", "kl")):
+        for dataset in dict.fromkeys(run["dataset"] for run in runs if run["half"] == half):
+            rows = _rows([run for run in runs if run["dataset"] == dataset], default, options.seeds)
+            kept[dataset] = rows
+            page += _table(dataset, rows, options.seeds)
+    commit = (
+        options.commit
+        or subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+    )
+    value = {
+        "command": "python benchmarks/quality_objectives.py graph|ranking --data DATA --work WORK",
+        "commit": commit, "machine": f"{platform.machine()}, shared", "python": sys.version.split()[0],
+        "tables": kept,
+    }  # fmt: skip
+    (RESULTS / "objectives_and_policies.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    curves = {name: rows for name, rows in kept.items() if any(row["piece"].startswith("random ") for row in rows)}
+    if curves:
+        (DOCS / "objectives-acquisition.svg").write_text(_curves(curves), encoding="utf-8")
+        page += ["![Quality against the share of teacher calls](objectives-acquisition.svg)", ""]
+    (DOCS / "objectives-results.md").write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
+    print("\n".join(page))
+
+
+def _rows(runs: list[dict[str, Any]], default: str, seeds: int) -> list[dict[str, Any]]:
+    """One row per piece that has every seed, the default first, with paired tests against it."""
+    by_piece: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in runs:
+        by_piece.setdefault(run["piece"], {})[run["seed"]] = run
+    full = {name: [found[seed] for seed in sorted(found)] for name, found in by_piece.items() if len(found) >= seeds}
+    if default not in full:
+        return []
+    base, rows = full[default], []
+    for name, found in full.items():
+        tests = [run["test"] for run in found]
+        row = {
+            "piece": name, "test_mean": float(np.mean(tests)), "test_std": float(np.std(tests, ddof=1)), "test": tests,
+            "difference": float(np.mean(tests) - np.mean([run["test"] for run in base])),
+            "teacher": float(np.mean([run["teacher"] for run in found])),
+            "seconds": float(np.median([run["seconds"] for run in found])), "p": None,
+        }  # fmt: skip
+        if name != default:
+            row["p"] = _p_value(found, base)
+        rows.append(row)
+    _holm([row for row in rows if row["p"] is not None])
+    return sorted(rows, key=lambda row: (row["piece"] != default, -row["test_mean"]))
+
+
+def _p_value(found: list[dict[str, Any]], base: list[dict[str, Any]]) -> float:
+    """Paired t-test over seeds, or over queries of seed means where runs keep them; 1 where nothing differs."""
+    if "per_query" in found[0]:
+        names = sorted(found[0]["per_query"])
+        left, right = ([np.mean([run["per_query"][q] for run in side]) for q in names] for side in (found, base))
+    else:
+        left, right = ([run["test"] for run in side] for side in (found, base))
+    difference = np.subtract(left, right)
+    return 1.0 if np.ptp(difference) == 0 and not difference[0] else float(stats.ttest_rel(left, right).pvalue)
+
+
+def _holm(rows: list[dict[str, Any]]) -> None:
+    """Holm's correction, in place."""
+    highest = 0.0
+    for rank, row in enumerate(sorted(rows, key=lambda row: row["p"])):
+        highest = max(highest, min(1.0, (len(rows) - rank) * row["p"]))
+        row["p_holm"] = highest
+
+
+def _table(dataset: str, rows: list[dict[str, Any]], seeds: int) -> list[str]:
+    if not rows:
+        return []
+    measure = "nDCG@10" if dataset in COLLECTIONS else "test"
+    lines = [f"## {dataset}", "", f"{seeds} seeds, teacher {rows[0]['teacher']:.4f}.", ""]
+    lines += [f"| piece | {measure} | std | difference | p | p, Holm | CPU seconds |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        p = "" if row["p"] is None else f"{row['p']:.3f} | {row['p_holm']:.3f}"
+        name = f"**{row['piece']}**" if row["p"] is not None and row["p_holm"] < 0.05 else row["piece"]
+        cells = f"{row['test_mean']:.4f} | {row['test_std']:.4f} | {row['difference']:+.4f}"
+        lines.append(f"| {name} | {cells} | {p or ' | '} | {row['seconds']:.1f} |")
+    return [*lines, ""]
+
+
+def _curves(tables: dict[str, list[dict[str, Any]]]) -> str:
+    """One panel per dataset: quality against the share of teacher calls."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(tables), figsize=(4.2 * len(tables), 3.4), squeeze=False)
+    for panel, (dataset, rows) in zip(panels[0], tables.items(), strict=True):
+        found = {row["piece"]: row for row in rows}
+        whole = found.get("kl alone") or found.get("kl")
+        for policy in ("random", "margin", "rad"):
+            points = [(b, found[f"{policy} {b:g}"]) for b in BUDGETS if f"{policy} {b:g}" in found]
+            points += [(1.0, whole)] if whole else []
+            x, y, e = ([b for b, _ in points], [r["test_mean"] for _, r in points], [r["test_std"] for _, r in points])
+            panel.errorbar(x, y, e, marker="o", capsize=3, label=policy)
+        panel.set_title(dataset, fontsize=9)
+        panel.set_xlabel("share of teacher calls")
+        panel.legend(fontsize=8)
+    panels[0][0].set_ylabel("test accuracy, or nDCG@10")
+    figure.tight_layout()
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["graph", "ranking", "table"])
     parser.add_argument("--data", default=None)
     parser.add_argument("--work", required=True)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--commit", default="", help="of the code that made the runs; that of HEAD by default")
     parser.add_argument("--only", nargs="*", default=[])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    {"graph": graph_half}[arguments.what](arguments)
+    {"graph": graph_half, "ranking": ranking_half, "table": table}[arguments.what](arguments)

@@ -41,8 +41,8 @@ class Replay:
         run: the reordered lists; scores are minus the rank.
         exact: answers that were permutations.
         windows: answers read.
-        before, after: [windows, size], the place in the window at which each candidate stood before the answer, in
-            the answer's order, and whether the candidate was named at all.
+        before: [windows, size], where in its window each candidate stood before the answer, in the answer's order.
+        named: [windows, size], whether the answer named it at all.
     """
 
     run: Run
@@ -113,6 +113,6 @@ def replay(first_stage: Run, answers: Sequence[str], *, window: int = 20, step: 
 
 
 def scores_of(found: Replay) -> Float[np.ndarray, "windows size"]:
-    """Minus the rank that each answer gives to the candidate at each place of its window: teacher scores for filters."""
+    """Minus the rank that each answer gives to the candidate at each place of its window: scores for filters."""
     ranks = np.argsort(found.before, axis=1)
     return -(ranks + 1.0)
