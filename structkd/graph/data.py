@@ -14,12 +14,15 @@ from torch_geometric.data import Data
 
 from structkd.errors import DataError, UsageError
 from structkd.graph import _sample
-from structkd.graph.sparse import SparseMatrix
+from structkd.graph.sparse import SparseMatrix, row_starts
 from structkd.ids import fingerprint_arrays
 
 Setting = Literal["transductive", "inductive", "production"]
 Metric = Literal["accuracy", "roc_auc"]
 Features = Tensor | SparseMatrix
+
+MOST_NODES = 3_037_000_499
+"Above this, row * nodes + column of a pair of nodes overflows 64 bits."
 
 UNKNOWN = -1
 "Label of a node that has none."
@@ -120,9 +123,9 @@ class GraphTask:
     @cached_property
     def adjacency(self) -> SparseMatrix:
         """A: symmetric, 0/1, no self-loops."""
-        starts = torch.zeros(self.num_nodes + 1, dtype=torch.int64)
-        torch.cumsum(self.degrees, 0, out=starts[1:])
-        return SparseMatrix(starts, self.edge_index[1], torch.ones(self.edge_index.shape[1]), self.num_nodes)
+        return SparseMatrix(
+            row_starts(self.degrees), self.edge_index[1], torch.ones(self.edge_index.shape[1]), self.num_nodes
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -186,10 +189,18 @@ def clean_edges(edge_index: Any, nodes: int, name: str) -> Int[Tensor, "2 edges"
 
     Counts and places instead of sorting pairs, so a large graph takes three times its result at most.
 
+    Directed edges count in both directions, repeated ones once, self-loops not at all; isolated nodes and separate
+    components are kept.
+
     Raises:
-        DataError: an endpoint outside [0, nodes).
+        DataError: an endpoint outside [0, nodes), ends that are no whole numbers, or more nodes than pairs can number.
     """
-    edges = np.asarray(edge_index, dtype=np.int64)
+    if nodes > MOST_NODES:
+        raise DataError(f"{name}: {nodes} nodes; pairs of more than {MOST_NODES} do not fit 64-bit numbers.")
+    given = np.asarray(edge_index)
+    if given.size and not np.issubdtype(given.dtype, np.integer) and not np.array_equal(given, np.rint(given)):
+        raise DataError(f"{name}: edge_index has ends that are no whole numbers; expected node rows.")
+    edges = given.astype(np.int64, copy=False)
     if edges.ndim != 2 or edges.shape[0] != 2:
         raise DataError(f"{name}: edge_index of shape {edges.shape}; expected [2, edges].")
     if edges.size and (edges.min() < 0 or edges.max() >= nodes):

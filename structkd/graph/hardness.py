@@ -18,7 +18,7 @@ from structkd.graph.lesson import Lesson, Teaching, answers, taught_by, towards
 from structkd.graph.losses import SoftTargets, soft_targets
 from structkd.graph.published import given
 from structkd.graph.reliability import entropy
-from structkd.graph.sparse import SparseMatrix
+from structkd.graph.sparse import SparseMatrix, row_starts
 
 EPOCHS = 500
 "The span over which the sharpness falls to a hundredth, whatever --epochs is."
@@ -122,8 +122,7 @@ def matrix_of(edges: Int[Tensor, "2 entries"], weights: Float[Tensor, " entries"
     """[nodes, nodes] with those entries; repeated ones are added."""
     keys, places = torch.unique(edges[0] * nodes + edges[1], return_inverse=True)
     values = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, places, weights.to(torch.float64))
-    starts = torch.zeros(nodes + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(keys // nodes, minlength=nodes), 0, out=starts[1:])
+    starts = row_starts(torch.bincount(keys // nodes, minlength=nodes))
     return SparseMatrix(starts, keys % nodes, values, nodes)
 
 

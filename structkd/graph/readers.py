@@ -139,6 +139,12 @@ def csr_npz(path: Path) -> RawGraph:
             f"{path}: adj_indptr has {len(indptr)} entries up to {int(indptr[-1])}, but there are {nodes} labels and "
             f"{len(columns)} indices. Was the file cut?"
         )
+    falls = np.flatnonzero(np.diff(indptr) < 0)
+    if len(falls) or indptr[0] != 0:
+        raise CorruptFileError(
+            f"{path}: adj_indptr falls after row {int(falls[0]) if len(falls) else 0}; row starts must rise from 0. "
+            "Were more than 2^31 edges written with 32-bit numbers?"
+        )
     weights = arrays.get("adj_data")
     kept = np.ones(len(columns), dtype=bool) if weights is None else np.asarray(weights) != 0
     edges = np.stack([np.repeat(np.arange(nodes), np.diff(indptr)), columns])[:, kept]

@@ -60,13 +60,27 @@ class SparseMatrix:
         return torch.from_numpy(self.scipy.toarray())
 
     def with_values(self, values: Float[Tensor, " entries"]) -> "SparseMatrix":
-        """The same pattern with other values."""
-        return SparseMatrix(self.starts, self.columns, values, self.num_columns)
+        """The same pattern with other values; a transposed pattern that is known goes along."""
+        other = SparseMatrix(self.starts, self.columns, values, self.num_columns)
+        if "_flipped" in self.__dict__:
+            other.__dict__["_flipped"] = self._flipped
+        return other
+
+    @cached_property
+    def _flipped(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row starts and columns of the transposed pattern, and where each of its entries stands in this matrix."""
+        rows, columns = self.shape
+        places = sp.csr_array((np.arange(len(self.values)), self.columns.numpy(), self.starts.numpy()), (rows, columns))
+        flipped = sp.csr_array(places.T.tocsr())
+        return tuple(
+            torch.from_numpy(part.astype(np.int64)) for part in (flipped.indptr, flipped.indices, flipped.data)
+        )  # type: ignore[return-value]
 
     @cached_property
     def transposed(self) -> "SparseMatrix":
         """Columns as rows; kept, since every backward pass needs it."""
-        return SparseMatrix.of(self.scipy.T.tocsr(), self.values.dtype)
+        starts, columns, order = self._flipped
+        return SparseMatrix(starts, columns, self.values[order], self.shape[0])
 
     def product(self, dense: Float[Tensor, "columns width"]) -> Float[Tensor, "rows width"]:
         """(this matrix) @ dense, differentiable in `dense`.
@@ -78,6 +92,13 @@ class SparseMatrix:
             raise DataError(f"sparse matrix of shape {self.shape} times {tuple(dense.shape)}: the inner sizes differ.")
         out: Tensor = _Product.apply(dense, self)  # type: ignore[no-untyped-call]
         return out
+
+
+def row_starts(counts: Int[Tensor, " rows"]) -> Int[Tensor, " rows_plus_one"]:
+    """Where each row's entries begin, in 64 bits: graphs of more than 2^31 edges are ordinary here."""
+    starts = torch.zeros(len(counts) + 1, dtype=torch.int64)
+    torch.cumsum(counts, 0, dtype=torch.int64, out=starts[1:])
+    return starts
 
 
 class _Product(torch.autograd.Function):
