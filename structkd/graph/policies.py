@@ -164,7 +164,9 @@ class _Policy:
         if lesson.logits is None:
             raise UsageError("policies change what is learned from a teacher; give its scores.")
         self.teacher = lesson.logits.detach()
-        self.embeddings = _embeddings(lesson)
+        inside = _embeddings(lesson)
+        self.looks_inside = inside is not None
+        self.embeddings = self.teacher if inside is None else inside
         self.target, self.number = choice("--target", policies.target, TARGETS)
         self.asked = self._asked()
         self.all_asked = len(self.asked) == self.seen.num_nodes
@@ -356,7 +358,7 @@ class _Policy:
         if self.target == "rank":
             return targets.rank(teacher)
         if self.target == "lelp":
-            if self.embeddings is self.teacher:
+            if not self.looks_inside:
                 raise UsageError(
                     "--target lelp splits classes by embeddings, and logits alone were given; pass a trained gcn or "
                     "sage teacher (--weights DIR of `structkd graph teach`)."
@@ -523,9 +525,8 @@ class _TeacherHead(Mlp):
         return super().forward(x)[:, self.widths[-1] :]
 
 
-def _embeddings(lesson: Lesson) -> Float[Tensor, "nodes dims"]:
-    """What the teacher's last layer reads where the teacher itself is known, else its logits."""
-    assert lesson.logits is not None
+def _embeddings(lesson: Lesson) -> Float[Tensor, "nodes dims"] | None:
+    """What the teacher's last layer reads, where the teacher itself is known; its logits serve where it is not."""
     if lesson.teacher is None or not embeds(lesson.teacher):
-        return lesson.logits.detach()
+        return None
     return embed_nodes(lesson.teacher, lesson.seen)
