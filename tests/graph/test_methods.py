@@ -500,3 +500,35 @@ def test_published_rows_of_students():
     assert student_recipe("tined", "planetoid:CiteSeer", "public", "sage").learning_rate == 1e-4
     assert student_recipe("krd", "digits", "public", "gcn").temperature == 1.0
     assert set(OPTIONS) == set(ROWS) <= set(METHODS)
+
+
+def test_bench_keeps_the_teacher_itself_for_methods_that_look_inside(tmp_path):
+    config = graph.BenchConfig(
+        TASK, methods=("glnn", "krd", "tined"), teacher_config=replace(TEACHER, epochs=3), distill_config=STUDENT
+    )
+    first = graph.bench(config, tmp_path)
+    assert first["asked"] == 1
+    assert [row["input_class"] for row in first["rows"]] == ["graph_free"] * 3
+    more = graph.bench(replace(config, methods=("g2mlp", "nosmog"), distill_config=replace(
+        STUDENT, options=""
+    )), tmp_path)  # fmt: skip
+    assert more["asked"] == 0  # the weights of before serve
+    assert [row["input_class"] for row in more["rows"]] == ["graph_free", "graph_at_inference"]
+
+
+def test_commands_take_the_trained_teacher(tmp_path, capsys):
+    from structkd.cli.app import run
+
+    data, wide = ["--dataset", TASK], ["--hidden", "16", "--epochs", "3"]
+    assert run(["graph", "teach", *data, *wide, "--out", str(tmp_path / "t"), "--json"]) == 0
+    line = ["graph", "distill", *data, *wide, "--method", "krd", "--out", str(tmp_path / "s"), "--json"]
+    capsys.readouterr()
+    assert run([*line, "--weights", str(tmp_path / "t")]) == 0
+    assert '"krd"' in capsys.readouterr().out
+    assert run(["graph", "evaluate", *data, "--model", str(tmp_path / "s"), "--json"]) == 0
+    capsys.readouterr()
+    assert run([*line, "--weights", str(tmp_path / "t"), "--scores", str(tmp_path / "t")]) == 2
+    assert "give --scores or --weights, not both" in capsys.readouterr().err
+    methods = ["--methods", "krd,tined", "--every", "1", "--out", str(tmp_path / "b")]
+    assert run(["graph", "spectrum", *data, "--weights", str(tmp_path / "t"), *methods, "--json"]) == 0
+    assert '"tined"' in capsys.readouterr().out
