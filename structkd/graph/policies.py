@@ -364,8 +364,10 @@ class _Policy:
                     "sage teacher (--weights DIR of `structkd graph teach`)."
                 )
             known = self.embeddings[self.asked]
+            # a weak teacher of uneven classes may answer one of them only; training labels name them all
+            classes = torch.where(self.seen.train, self.seen.y, self.teacher.argmax(1))[self.asked]
             axes = subclasses.fit(
-                known, subclasses.class_weights(known, teacher), teacher.argmax(1),
+                known, subclasses.class_weights(known, teacher), classes,
                 per_class=round(self.number), generator=self.generator,
             )  # fmt: skip
             return subclasses.subclass_targets(teacher, subclasses.coordinates(known, axes))
