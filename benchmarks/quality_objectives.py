@@ -7,18 +7,22 @@
 One JSON per (dataset, seed, piece) in WORK; a killed run goes on where it stopped; `table` gathers what is there into
 results/objectives_*.json, docs/objectives-results.md and docs/objectives-acquisition.svg. Each piece runs at its
 reference default, nothing is tuned per dataset, all pieces of a seed share teacher scores, and budgets are equal:
-graph students of 2 layers, width 64, at most 100 epochs; ranking students of static vectors, 4 passes.
+graph students of 2 layers, width 64, at most 200 epochs; ranking students of static vectors, 4 passes.
 """
 
 import argparse
 import copy
 import json
+import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import stats
 
@@ -79,7 +83,7 @@ def graph_half(options: argparse.Namespace) -> None:
     from structkd.graph.policies import Policies
     from structkd.graph.storage import load_teacher, save_teacher
 
-    config = graph.DistillConfig(hidden=64, layers=2, epochs=100, patience=50)
+    config = graph.DistillConfig(hidden=64, layers=2, epochs=200, patience=50)
     for dataset in options.only or GRAPHS:
         for seed in range(options.seeds):
             task = graph.load(dataset, root=str(Path(options.data) / "graph"), seed=seed)
@@ -87,7 +91,7 @@ def graph_half(options: argparse.Namespace) -> None:
             for model in ("gcn", "sage"):
                 folder = Path(options.work) / "teachers" / f"{slug(dataset)}-{model}-{seed}"
                 if not (folder / "model.json").is_file():
-                    chosen = graph.TeacherConfig(model=model, layers=2, hidden=64, epochs=200)
+                    chosen = graph.TeacherConfig(model=model, layers=2, hidden=128, epochs=200)
                     save_teacher(graph.train_teacher(task, chosen), folder)
                 teachers[model] = load_teacher(folder, task)
             logits = {name: teacher.logits(task.observed) for name, teacher in teachers.items()}
