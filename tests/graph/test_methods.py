@@ -438,7 +438,9 @@ def test_every_method_runs_saves_and_reads_back(method, setting, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["inductive", "production"])
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow if METHODS[name].chosen else ()) for name in METHODS]
+)
 def test_nothing_hidden_can_change_a_student(method, setting):
     """Rewrite hidden features and edges and all test labels: the student's weights stay bit for bit the same."""
     if method == "structkd" and setting == "inductive":
