@@ -63,11 +63,16 @@ JUDGES: dict[Select, Judge] = {"agreement": spearman, "loss": held_out_loss}
 
 
 def split_pool(pool: PairPool, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(training, held-out) positions: single pairs of symmetric ones, else whole queries; at least one is held out."""
+    """(training, held-out) positions: single pairs of symmetric ones, else whole queries (pairs, of few queries).
+
+    At least three are held out: of fewer no rank correlation says anything.
+    """
     groups = np.arange(len(pool)) if pool.symmetric else pool.pairs.query_rows
+    if len(np.unique(groups)) < 6:
+        groups = np.arange(len(pool))
     distinct = np.unique(groups)
     shuffled = np.random.default_rng(seed).permutation(distinct)
-    held = shuffled[: min(len(distinct) - 1, max(1, round(share * len(distinct))))]
+    held = shuffled[: min(len(distinct) - 3, max(3, round(share * len(distinct))))]
     chosen = np.isin(groups, held)
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 

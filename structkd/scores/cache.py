@@ -53,7 +53,7 @@ class CachedScorer:
         self._log = PairLog.open(folder, scorer.spec)
         self._stored = PairScores.open(self.folder)
         self._fresh: dict[int, float] = {}
-        self._rows: dict[int, tuple[Texts, IntArray]] = {}
+        self._rows: dict[tuple[int, int], tuple[Texts, IntArray]] = {}  # by text table and side
 
     @property
     def spec(self) -> TeacherSpec:
@@ -140,13 +140,14 @@ class CachedScorer:
 
     def _intern(self, texts: Texts, rows: IntArray, table: IdTable) -> IntArray:
         """Rows of the store's id table for rows of a text table; remembered per text table."""
-        held, known = self._rows.get(id(texts), (texts, np.full(len(texts), -1, dtype=np.int64)))
+        key = (id(texts), id(table))  # sentence pairs have one text table on both sides
+        held, known = self._rows.get(key, (texts, np.full(len(texts), -1, dtype=np.int64)))
         fresh = np.unique(rows[known[rows] < 0]) if len(rows) else rows
         if len(fresh):
             rows_of = fresh.tolist()
             hashes: list[TextHash] = [text_hash(texts.texts[row]) for row in rows_of]
             known[fresh] = table.extend(texts.ids.strings(rows_of), hashes)
-        self._rows[id(texts)] = (held, known)  # holding the table keeps its address from being reused
+        self._rows[key] = (held, known)  # holding the table keeps its address from being reused
         return known[rows]
 
 

@@ -1,4 +1,4 @@
-"""Pairs from files and collections: columns, copies, exclusion, every malformed line; rank correlation and the split."""
+"""Pairs from files and collections: columns, copies, exclusion, malformed lines; rank correlation, the split."""
 
 from pathlib import Path
 
@@ -130,10 +130,14 @@ def test_the_split_holds_out_pairs_or_whole_queries(tmp_path: Path) -> None:
     assert not np.array_equal(held, split_pool(symmetric, 0.1, 1)[1])
     ordered = pool_of_file(written(tmp_path, rows), symmetric=False)
     train, held = split_pool(ordered, 0.1, 0)
-    assert len(held) == 5
+    assert len(held) == 15  # three of eight queries
     assert not set(ordered.pairs.query_rows[train]) & set(ordered.pairs.query_rows[held])
+    one = pool_of_file(written(tmp_path, [("query", f"passage {i}") for i in range(10)]), symmetric=False)
+    assert [len(part) for part in split_pool(one, 0.1, 0)] == [7, 3]
 
 
 def test_the_best_row_is_the_latest_of_equals() -> None:
-    rows = [PhaseRow(c, p, 1, d, f"{p}{c}", 1, 1.0, 1.0) for c, p, d in [(1, "bi", 0.5), (2, "bi", 0.5), (2, "cross", 9)]]
+    rows = [
+        PhaseRow(c, p, 1, d, f"{p}{c}", 1, 1.0, 1.0) for c, p, d in [(1, "bi", 0.5), (2, "bi", 0.5), (2, "cross", 9)]
+    ]
     assert best_row(rows, "bi").folder == "bi2"

@@ -134,7 +134,7 @@ def test_soft_bce_is_bounded_below_only_for_targets_in_the_unit_interval() -> No
 
 def test_scores_without_bounds_need_stretch() -> None:
     dots = np.asarray([-300.0, 0.0, 500.0], dtype=np.float32)
-    with pytest.raises(UsageError, match="target map 'clamp' needs cosines.*Use stretch"):
+    with pytest.raises(UsageError, match=r"target map 'clamp' needs cosines.*Use stretch"):
         unit_targets(dots, "clamp", bounded=False)
     assert (np.diff(unit_targets(dots, "stretch", bounded=False)) > 0).all()
     assert np.isfinite(unit_targets(np.ones(4, dtype=np.float32), "stretch", False)).all()
@@ -156,7 +156,7 @@ def test_calibration_takes_the_students_moments_and_keeps_the_order() -> None:
     assert fitted.std() == pytest.approx(own.std(), rel=1e-4)
     assert (np.argsort(fitted) == np.argsort(labels)).all()
     assert calibrated(labels, own, "none") is labels
-    with pytest.raises(DataError, match="all pseudo-labels are equal.*Lower --cross-learning-rate"):
+    with pytest.raises(DataError, match=r"all pseudo-labels are equal.*Lower --cross-learning-rate"):
         calibrated(np.ones(3, dtype=np.float32), own[:3], "moments")
 
 
@@ -243,7 +243,7 @@ def test_one_truncation_in_training_labelling_and_the_saved_models(bi: str, tmp_
     config = dataclasses.replace(FAST, max_length=6, max_pair_length=9)
     result = self_distill(long, [bi], config, out=tmp_path / "run")
     assert SentenceTransformer(result.best["bi"], device="cpu").max_seq_length == 6
-    assert CrossEncoder(result.best["cross"], device="cpu").max_length == 9
+    assert CrossEncoder(result.best["cross"], device="cpu").max_seq_length == 9
     stored = scores.open(tmp_path / "run/cycle-1/labels-cross-1")
     assert stored.spec.max_length == 9
     texts = list(zip(long.pairs.query_texts, long.pairs.document_texts, strict=True))
@@ -298,7 +298,8 @@ def test_an_interrupted_third_cycle_restarts_in_the_third_cycle(
     monkeypatch.setattr(module, "cross_loss", real)
     again = self_distill(pool, [bi], config, out=tmp_path / "cut")
     assert len(spy.calls) == 2  # the third cycle's cross- and bi-encoder
-    assert again.asked == 2 * len(pool) - 1  # its cross-encoder's labels; in both orders the identical pair is one
+    # its cross-encoder's labels; of a pair with itself both orders are one
+    assert again.asked == 2 * len(pool) - pool.counts["identical"]
     assert again.found > 0
     assert [dataclasses.replace(row, folder="", seconds=0, pairs_per_second=0) for row in again.rows] == [
         dataclasses.replace(row, folder="", seconds=0, pairs_per_second=0) for row in whole.rows
@@ -334,7 +335,9 @@ def test_gold_scores_choose_and_the_result_says_so_whatever_their_scale(
     values = generator.random(12)
     found: list[SelfDistillResult] = []
     for name, scaled in (("unit", values), ("other", -40 + 1000 * values)):
-        path = written(tmp_path, [(repr(float(v)), *pair) for v, pair in zip(scaled, texts, strict=True)], f"{name}.tsv")
+        path = written(
+            tmp_path, [(repr(float(v)), *pair) for v, pair in zip(scaled, texts, strict=True)], f"{name}.tsv"
+        )
         gold = gold_of_file(path, symmetric=True)
         found.append(self_distill(pool, [bi], FAST, out=tmp_path / name, gold=gold))
     one, other = found
@@ -361,18 +364,21 @@ def test_queries_and_passages_are_labelled_in_one_order(
 
 
 def test_later_cycles_go_on_or_start_again(bi: str, pool: PairPool, tmp_path: Path, monkeypatch: Any) -> None:
-    opened: list[str] = []
-    real = module.CrossScorer
+    sources: list[str] = []
+    real = module._Cycles._cross_source
 
-    def cross(source: str, **named: Any) -> CrossScorer:
-        opened.append(Path(source).name if "cycle" not in source else str(Path(source).relative_to(tmp_path / "run")))
-        return real(source, **named)
+    def source(self: Any, cycle: int, member: int) -> str:
+        sources.append(real(self, cycle, member))
+        return sources[-1]
 
-    monkeypatch.setattr(module, "CrossScorer", cross)
-    monkeypatch.setattr(module, "isinstance", lambda thing, kind: isinstance(thing, real if kind is cross else kind), raising=False)
+    monkeypatch.setattr(module._Cycles, "_cross_source", source)
     config = dataclasses.replace(FAST, cycles=2, cross_from="last", bi_from="init", freeze="embeddings")
     self_distill(pool, [bi], config, out=tmp_path / "run")
-    assert opened == ["one", "run/cycle-1/cross-1/model"[4:], "cycle-1/cross-1/model", "cycle-2/cross-1/model"]
+    assert sources == [bi, str(tmp_path / "run/cycle-1/cross-1/model")]
+    self_distill(pool, [bi], dataclasses.replace(FAST, cycles=2), out=tmp_path / "again")
+    assert sources[2:] == [bi, str(tmp_path / "again/cycle-1/bi-1/model")]
+    self_distill(pool, [bi], dataclasses.replace(FAST, cycles=2), out=tmp_path / "body", cross_inits=[bi])
+    assert sources[4:] == [bi, bi]
     # the frozen table is the starting one in every bi-encoder
     tables = [
         SentenceTransformer(folder, device="cpu")[0].auto_model.embeddings.word_embeddings.weight
@@ -400,7 +406,7 @@ def test_settings_out_of_range(
 
 def test_a_cross_encoder_is_no_start(bi: str, pool: PairPool, tmp_path: Path) -> None:
     CrossScorer(bi).save(tmp_path / "cross")
-    with pytest.raises(UsageError, match="holds a cross-encoder; --init takes a bi-encoder"):
+    with pytest.raises(UsageError, match="holds a cross-encoder; a cycle starts from a bi-encoder"):
         self_distill(pool, [tmp_path / "cross"], FAST, out=tmp_path / "run")
 
 
@@ -433,7 +439,7 @@ def test_the_command_builds_pairs_from_a_collection_and_an_index(
     folder = tmp_path / "collection"
     folder.mkdir()
     for name, letter, count in (("corpus.jsonl", "d", 30), ("queries.jsonl", "q", 6)):
-        lines = [{"_id": f"{letter}{i}", "text": f"{WORDS[i % 20]} {WORDS[(i * 7) % 20]}"} for i in range(count)]
+        lines = [{"_id": f"{letter}{i}", "text": f"{2 * WORDS[i % 20]} {2 * WORDS[i * 7 % 20]}"} for i in range(count)]
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     flags = ["--collection", str(folder), "--init", bi, "--cycles", "1", "--bi-epochs", "1", "--depth", "4", "--json"]
     assert call(*flags, "--out", str(tmp_path / "bm25")) == 0

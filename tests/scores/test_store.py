@@ -542,3 +542,12 @@ def test_split_keys() -> None:
     queries, documents = split_keys(keys)
     assert queries.tolist() == [0, 5, 2**32 - 1]
     assert documents.tolist() == [7, 2**32 - 1, 0]
+
+
+def test_one_text_table_on_both_sides_keeps_its_sides_apart(tmp_path: Path) -> None:
+    texts = Texts(Ids(["a", "b", "c"]), ["one", "two!", "three"])
+    pairs = Pairs(texts, texts, np.asarray([2, 0, 1]), np.asarray([1, 2, 2]))
+    cached = CachedScorer(Lengths(), tmp_path)
+    expected = Lengths().score(pairs)
+    np.testing.assert_array_equal(cached.score(pairs), expected)
+    np.testing.assert_array_equal(CachedScorer(Raises(), tmp_path).score(pairs), expected)
