@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from structkd import graph, objectives
+from structkd.cli.app import run
 from structkd.errors import UsageError
 from structkd.graph import fusing
 from structkd.graph.data import subgraph
@@ -284,3 +285,27 @@ def test_what_the_teacher_cannot_give_is_refused(task, teacher):
     with pytest.raises(UsageError, match="one layer"):
         graph.distill(task, teacher, one_layer, policies=Policies(representation="infonce"))
     assert type(graph.distill(task, teacher, one_layer, policies=Policies(objective="kl")).student) is Mlp
+
+
+def test_a_bench_switches_them_on(tmp_path):
+    """Policies and several teachers in one comparison; finished cells are kept apart from those without."""
+    short = {"teacher_config": graph.TeacherConfig(hidden=8, epochs=4), "distill_config": replace(STUDENT, epochs=3)}
+    plain = graph.BenchConfig(DATASET, methods=("glnn",), **short)
+    chosen = replace(plain, policies=Policies(objective="plackett-luce", acquire="margin", budget=0.5))
+    first, second = graph.bench(plain, tmp_path), graph.bench(chosen, tmp_path)
+    assert first["rows"][0]["test"] != second["rows"][0]["test"]
+    assert second["rows"][0]["policies"] == {"objective": "plackett-luce", "acquire": "margin", "budget": 0.5}
+    assert (first["asked"], second["asked"]) == (1, 0)  # one teacher serves both
+    both = graph.bench(replace(plain, others=("sage",), fuse="confidence"), tmp_path)
+    assert (both["rows"][0]["teacher"], both["asked"]) == ("gcn,sage", 1)
+    with pytest.raises(UsageError, match="--fuse"):
+        replace(plain, fuse="loudest")
+
+
+def test_flags_reach_the_commands(capsys):
+    line = ["graph", "bench", "--dataset", DATASET, "--objective", "kl", "--target", "taid:0.2", "--sample-weight"]
+    line += ["bd-kd", "--head", "single", "--acquire", "rad", "--budget", "0.25", "--fuse", "router", "--teacher"]
+    assert run([*line, "gcn,sage", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("taid:0.2", "bd-kd", "rad", "0.25", "router", "gcn,sage"):
+        assert part in shown
