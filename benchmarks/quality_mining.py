@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from bench_index import commit, machine
 from quality_scifact import two_layers
 
 from structkd.files import write_json
+from structkd.ids import Pairs
 from structkd.ranking.bi_encoder import BiScorer
 from structkd.ranking.data import Collection, load
 from structkd.ranking.distillation import DistillConfig, distill
@@ -28,7 +30,7 @@ from structkd.ranking.evaluate import evaluate_run, paired, retrieve
 from structkd.ranking.negatives import MineConfig, Mined, bm25_candidates, mine
 from structkd.ranking.static import StaticScorer
 from structkd.runs import versions
-from structkd.scores import CachedScorer, TeacherSpec, write_pairs
+from structkd.scores import TeacherSpec, write_pairs
 from structkd.scores.cache import StoredScorer
 from structkd.trec import Run, read_run, write_run
 
@@ -88,9 +90,30 @@ def negatives(choice: str, train: Collection, init: str, work: Path, seed: int) 
     candidates = read_run(work / "bm25.run")
     if choice == "bm25":
         return mine(train, candidates, MineConfig(per_query=NEGATIVES, choice="top"))
-    teacher = CachedScorer(BiScorer(init, document_length=LENGTH), work / "teacher")
+    teacher = Encoded(train, init, work)
     config = MineConfig(per_query=NEGATIVES, teacher_margin=MARGIN, choice="sample", seed=seed)
     return mine(train, candidates, config, teacher=teacher)
+
+
+class Encoded:
+    """A bi-encoder as teacher whose texts are encoded once, since the same documents come for many queries."""
+
+    spec = TeacherSpec("all-MiniLM-L6-v2", max_length=LENGTH)
+
+    def __init__(self, train: Collection, init: str, work: Path) -> None:
+        path = work / "teacher.npz"
+        if not path.is_file():
+            scorer = BiScorer(init, document_length=LENGTH)
+            documents = scorer.encode(list(train.documents.texts), "document")
+            queries = scorer.encode(list(train.queries.texts), "query")
+            np.savez(path, documents=documents, queries=queries)
+        with np.load(path) as stored:
+            self._documents, self._queries = (torch.from_numpy(stored[name]) for name in ("documents", "queries"))
+
+    def score(self, pairs: Pairs) -> torch.Tensor:
+        """Cosine of each pair."""
+        queries = self._queries[torch.from_numpy(pairs.query_rows)]
+        return (queries * self._documents[torch.from_numpy(pairs.document_rows)]).sum(dim=1)
 
 
 def train_on(student: BiScorer, train: Collection, mined: Mined, seed: int, epochs: int, folder: Path) -> None:
