@@ -306,7 +306,10 @@ def _table(dataset: str, rows: list[dict[str, Any]], seeds: int) -> list[str]:
     lines += [f"| piece | {measure} | std | difference | p | p, Holm | CPU seconds |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         p = "" if row["p"] is None else f"{row['p']:.3f} | {row['p_holm']:.3f}"
-        name = f"**{row['piece']}**" if row["p"] is not None and row["p_holm"] < 0.05 else row["piece"]
+        policy, _, share = row["piece"].partition(" ")
+        asked = policy in ("random", "margin", "rad") and share.replace(".", "").isdigit()
+        shown = f"kl alone, {float(share):.0%} of the calls, {policy}" if asked else row["piece"]
+        name = f"**{shown}**" if row["p"] is not None and row["p_holm"] < 0.05 else shown
         cells = f"{row['test_mean']:.4f} | {row['test_std']:.4f} | {row['difference']:+.4f}"
         lines.append(f"| {name} | {cells} | {p or ' | '} | {row['seconds']:.1f} |")
     return [*lines, ""]
