@@ -65,13 +65,13 @@ class SelfDistillConfig:
     calibration: Calibration = "moments"
     "The cross-encoder's labels on the bi-encoder's own scale (mean and deviation of its scores), or as they are."
 
-    cross_epochs: int = 1
+    cross_epochs: int = 2
     "Passes of the cross-encoder over the pairs (each in both orders when symmetric)."
 
     cross_batch: int = 32
     "Pairs in a step of the cross-encoder."
 
-    cross_learning_rate: float = 1e-4
+    cross_learning_rate: float = 5e-5
     "Peak learning rate of the cross-encoder."
 
     cross_loss: Literal["bce", "mse"] = "bce"
@@ -83,13 +83,13 @@ class SelfDistillConfig:
     head: Literal["fit", "fresh"] = "fit"
     "A new head is fitted to the labels in closed form before training, or starts as noise."
 
-    bi_epochs: int = 3
+    bi_epochs: int = 4
     "Passes of the bi-encoder over the pairs."
 
     bi_batch: int = 32
     "Pairs in a step of the bi-encoder."
 
-    bi_learning_rate: float = 1e-4
+    bi_learning_rate: float = 5e-5
     "Peak learning rate of the bi-encoder."
 
     bi_loss: Literal["mse", "margin"] = "mse"
