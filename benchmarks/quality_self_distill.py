@@ -2,8 +2,8 @@
 
     python benchmarks/quality_self_distill.py --data DIR/sts-dev --init ALL_MINILM_L6_V2 --work DIR --out ROWS.json
 
-The starts are the model with layers 1, 3, 5 (and 2, 5 for the second one of `--mutual`); the cross-encoder's body is the
-whole model. Labels only measure: nothing is chosen by them. The pool holds sentence pairs of the same sets, those
+The starts are the model with layers 1, 3, 5 (and 2, 5 for the second one of `--mutual`); the cross-encoder's body is
+the whole model. Labels only measure: nothing is chosen by them. The pool holds sentence pairs of the same sets, those
 measured on among them (transductive), unless --apart draws it from the training files alone. One model costs about
 --pairs / 300 minutes a cycle on one core of 65 GFLOP/s. A run that was stopped continues; every row states its seconds.
 """
