@@ -26,6 +26,8 @@ _HOMES = {
     "DistillConfig": "distillation",
     "DistillResult": "distillation",
     "distill": "distillation",
+    "SelfDistillConfig": "self_distill",
+    "SelfDistillResult": "self_distill",
 }
 __all__ = sorted(_HOMES)
 
