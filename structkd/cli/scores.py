@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args
 
 import numpy as np
 from cyclopts import App, Parameter
@@ -13,16 +13,19 @@ from structkd.errors import MissingScoreError, UsageError
 from structkd.files import sha256_file
 from structkd.progress import note, track
 from structkd.ranking.data import Collection
-from structkd.ranking.datasets import load
+from structkd.ranking.datasets import load, splits
 from structkd.scores import NodeScores, PairScores, TeacherSpec, formats
+from structkd.scores.calibrate import Calibration, calibrated
 from structkd.scores.compaction import Dtype
 from structkd.scores.compare import compare
+from structkd.scores.doctor import examine
 from structkd.scores.formats_base import NodeTable, ScoreTable, lists_of
+from structkd.scores.formats_lists import write_margin_triples
 from structkd.scores.merge import OnConflict
 
 app = App(name="scores", help="Teacher-score caches and files: import, export, check, publish, combine.")
 
-Method = Literal["mean", "weighted", "median", "standardised", "rrf"]
+Method = Literal["mean", "weighted", "median", "standardised", "rrf", "reciprocal-rank"]
 Missing = Literal["error", "common", "union"]
 
 
@@ -58,7 +61,9 @@ def import_(
     for line in table.notes:
         note(line)
     name = teacher_name or file.name
-    provenance = {"source": file.name, "format": chosen}
+    provenance: dict[str, Any] = {"source": file.name, "format": chosen}
+    if table.notes:
+        provenance["notes"] = list(table.notes)
     if file.is_file():
         provenance["source_sha256"] = sha256_file(file)
     if isinstance(table, NodeTable):
@@ -97,7 +102,15 @@ def _texts_of(table: ScoreTable, collection: Collection | None) -> tuple[Sequenc
 
 
 @app.command
-def export(store: Path, *, format: str, out: Path, collection: str | None = None, common: Common = Common()) -> Output:
+def export(
+    store: Path,
+    *,
+    format: str,
+    out: Path,
+    collection: str | None = None,
+    triples: Path | None = None,
+    common: Common = Common(),
+) -> Output:
     """Write a store as a score file.
 
     Parameters
@@ -110,7 +123,15 @@ def export(store: Path, *, format: str, out: Path, collection: str | None = None
         The file.
     collection
         Collection whose texts go into the file, for formats that hold texts.
+    triples
+        For margin-tsv-ids, a file of `query positive negative` ids: one line for each, in its order, which is the
+        layout of the 2020 training file; by default each list's best document stands against every other.
     """
+    if triples is not None:
+        if format != "margin-tsv-ids":
+            raise UsageError(f"export: --triples belongs to --format margin-tsv-ids, not {format}.")
+        count = write_margin_triples(out, _pairs_of(store), triples)
+        return Output({"file": str(out), "format": format, "rows": count}, lines=[f"{out}: {count} triples"])
     query_texts, document_texts = _by_id(load(collection)) if collection else (None, None)
     count = formats.write(out, format, scores.open(store), query_texts=query_texts, document_texts=document_texts)
     return Output({"file": str(out), "format": format, "rows": count}, lines=[f"{out}: {count} scores as {format}"])
@@ -125,16 +146,20 @@ def _by_id(collection: Collection) -> tuple[Mapping[str, str], Mapping[str, str]
 
 @app.command
 def show(store: Path, *, common: Common = Common()) -> Output:
-    """Say what a store holds: teacher, sizes, score and margin statistics."""
+    """Say what a store holds: teacher, sizes, score and margin statistics, a suggested temperature, warnings."""
     shown = _describe(store)
+    doctor = examine(scores.open(store))
+    shown["doctor"] = doctor
     stats = {key: value for key, value in shown["stats"].items() if isinstance(value, float)}
     margin = {f"margin_{key}": value for key, value in shown["stats"].get("margin", {}).items()}
     tables = [
         Table(str(store), [_row(shown)]),
         Table("Teacher", [{"field": key, "value": str(value)} for key, value in shown["teacher"].items()]),
         Table("Scores", [{**stats, **margin}]),
+        Table("Scale", [{key: value for key, value in doctor.items() if key != "warnings"}]),
     ]
-    return Output(shown, tables=tables, lines=[f"fingerprint {shown['fingerprint']}", *shown["notes"]])
+    lines = [f"fingerprint {shown['fingerprint']}", *shown["notes"], *(f"warning: {w}" for w in doctor["warnings"])]
+    return Output(shown, tables=tables, lines=lines)
 
 
 def _row(shown: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,9 +214,10 @@ def publish(
     license: str,
     citation: str | None = None,
     title: str | None = None,
+    top: int | None = None,
     common: Common = Common(),
 ) -> Output:
-    """Write a store as portable files with checksums and a data-set card.
+    """Write a store as portable files with checksums, a data-set card and Croissant metadata.
 
     Parameters
     ----------
@@ -205,8 +231,10 @@ def publish(
         Text to cite.
     title
         Title of the card; default: the teacher's name.
+    top
+        Of node logits, how many classes of each node are published; all by default.
     """
-    manifest = scores.publish(store, to=out, license=license, citation=citation, title=title)
+    manifest = scores.publish(store, to=out, license=license, citation=citation, title=title, top=top)
     size = sum(entry["bytes"] for entry in manifest.files)
     data = {"folder": str(out), "rows": manifest.counts["rows"], "files": len(manifest.files) + 1, "bytes": size}
     return Output(data, lines=[f"{out}: {manifest.counts['rows']} rows, {size} bytes, licence {license}"])
@@ -227,6 +255,9 @@ def ensemble(
     out: Path,
     method: Method = "mean",
     weights: str | None = None,
+    calibrate: str = "none",
+    collection: str | None = None,
+    split: str | None = None,
     missing: Missing = "error",
     teacher_name: str | None = None,
     common: Common = Common(),
@@ -240,9 +271,17 @@ def ensemble(
     out
         Folder of the new store.
     method
-        mean, weighted, median of the raw scores; standardised: mean of z-scores per list; rrf: reciprocal-rank fusion.
+        mean, weighted, median of the scores; standardised: mean of z-scores per list; rrf (reciprocal-rank):
+        reciprocal-rank fusion.
     weights
         One number per store, comma separated, for weighted.
+    calibrate
+        none, z-score, min-max, rank (each per list) or isotonic (against judgements); one for all stores or a comma
+        list with one for each.
+    collection
+        Collection whose judgements isotonic is fitted to.
+    split
+        Split of these judgements; by default train when the collection has it.
     missing
         error: every store must have the same pairs; common: only pairs that all have; union: rrf alone, a pair that a
         store lacks gets nothing from it.
@@ -255,7 +294,13 @@ def ensemble(
         raise UsageError("ensemble: found one store; expected two or more.")
     if missing == "union" and method != "rrf":
         raise UsageError(f"ensemble: missing=union would average over fewer teachers; {method} needs error or common.")
-    lists = [{query: dict(zip(*found, strict=True)) for query, found in lists_of(store).items()} for store in opened]
+    method = "rrf" if method == "reciprocal-rank" else method
+    rules = _rules(calibrate, len(opened))
+    grades = _grades(collection, split) if "isotonic" in rules else None
+    lists = [
+        calibrated({query: dict(zip(*found, strict=True)) for query, found in lists_of(store).items()}, rule, grades)
+        for store, rule in zip(opened, rules, strict=True)
+    ]
     queries, documents, values = [], [], []
     for query in track(_queries(lists, missing, stores), "combining"):
         names = _documents(query, [found.get(query, {}) for found in lists], missing, stores)
@@ -271,6 +316,7 @@ def ensemble(
             "teachers": [store.spec.fingerprint for store in opened],
             "missing": missing,
             **({"weights": shares} if shares else {}),
+            **({} if set(rules) == {"none"} else {"calibrate": rules}),
         },
     )
     store = scores.write_pairs(out, spec, queries, documents, np.concatenate(values) if values else np.empty(0))
@@ -300,6 +346,26 @@ def _weights(text: str | None, count: int, method: str) -> list[float] | None:
     if len(shares) != count:
         raise UsageError(f"ensemble: {len(shares)} weights for {count} stores.")
     return shares
+
+
+def _rules(text: str, count: int) -> list[Calibration]:
+    """One calibration per store."""
+    names = [part.strip() for part in text.split(",")]
+    known = get_args(Calibration)
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"ensemble: calibration {unknown[0]!r}; expected one of {', '.join(known)}.")
+    if len(names) not in (1, count):
+        raise UsageError(f"ensemble: {len(names)} calibrations for {count} stores.")
+    return cast(list[Calibration], names * count if len(names) == 1 else names)
+
+
+def _grades(collection: str | None, split: str | None) -> Mapping[str, Mapping[str, int]]:
+    """Judgements for isotonic calibration, of the training split where there is one."""
+    if collection is None:
+        raise UsageError("ensemble: --calibrate isotonic is fitted to judgements; name their --collection.")
+    if split is None and Path(collection).is_dir() and "train" in splits(collection):
+        split = "train"
+    return load(collection, split).qrels
 
 
 def _queries(lists: Sequence[Mapping[str, Any]], missing: Missing, stores: Sequence[Path]) -> list[str]:

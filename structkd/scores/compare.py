@@ -21,7 +21,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
     """
     store = open_store(folder)
     rows, queries, stats = summarise(store)
-    size = data_bytes(Path(folder), store)
+    size = data_bytes(store.folder, store)
     return {
         "kind": store.spec.kind,
         "teacher": store.spec.fields(),
@@ -52,7 +52,9 @@ def compare(first: PairScores | NodeScores, second: PairScores | NodeScores) -> 
 
     Returns:
         only_first, only_second, common, max_difference, mean_difference, pearson, same_best (share of the common lists
-        whose best document agrees) and teacher_fields (differing ones: [first, second]).
+        whose best document agrees), kendall_tau (tau-b, mean over the lists that both order), overlap_at_10 (shared
+        share of the ten best, mean over lists), margins (mean and deviation of best minus other score in each store,
+        their correlation and mean absolute difference) and teacher_fields (differing ones: [first, second]).
     """
     if isinstance(first, NodeScores) or isinstance(second, NodeScores):
         if not (isinstance(first, NodeScores) and isinstance(second, NodeScores)):
@@ -91,7 +93,54 @@ def _compare_pairs(first: PairScores, second: PairScores) -> dict[str, Any]:
     ranks = tie_rank(sorted(set(documents)))[np.searchsorted(sorted(set(documents)), np.asarray(documents)[both])]
     best = [_best(names, values, ranks) for values in (scores[both], others[both])]
     agree = float(np.mean([best[0][query] == best[1][query] for query in best[0]]))
-    return out | _differences(scores[both], others[both]) | {"same_best": agree}
+    found = out | _differences(scores[both], others[both]) | {"same_best": agree}
+    return found | _orders(names, scores[both].astype(np.float64), others[both].astype(np.float64), ranks)
+
+
+def _orders(queries: np.ndarray, one: np.ndarray, other: np.ndarray, ranks: np.ndarray) -> dict[str, Any]:
+    """Agreement list by list; `queries` names the list of each pair."""
+    _, lists = np.unique(queries.astype(str), return_inverse=True)
+    order = np.argsort(lists, kind="stable")
+    taus, overlaps, margins = [], [], []
+    for at in np.split(order, np.flatnonzero(np.diff(lists[order])) + 1):
+        if len(at) < 2:
+            continue
+        tau = kendall_tau(one[at], other[at])
+        taus += [] if tau is None else [tau]
+        best = [set(at[np.lexsort((ranks[at], -scores[at]))[:10]].tolist()) for scores in (one, other)]
+        overlaps.append(len(best[0] & best[1]) / len(best[0]))
+        top = at[np.lexsort((ranks[at], -one[at]))[0]]  # both margins against one document, or they compare nothing
+        rest = at[at != top]
+        margins.append(np.stack([one[top] - one[rest], other[top] - other[rest]]))
+    if not overlaps:
+        return {"kendall_tau": None, "overlap_at_10": None, "margins": {}}
+    both = np.concatenate(margins, axis=1)
+    constant = bool((both.std(axis=1) == 0).any())
+    return {
+        "kendall_tau": float(np.mean(taus)) if taus else None,
+        "overlap_at_10": float(np.mean(overlaps)),
+        "margins": {
+            "first_mean": float(both[0].mean()),
+            "first_std": float(both[0].std()),
+            "second_mean": float(both[1].mean()),
+            "second_std": float(both[1].std()),
+            "pearson": None if constant else float(np.corrcoef(both)[0, 1]),
+            "mean_difference": float(np.abs(both[0] - both[1]).mean()),
+        },
+    }
+
+
+def kendall_tau(one: np.ndarray, other: np.ndarray) -> float | None:
+    """tau-b of two score vectors: (concordant - discordant) / sqrt of the pairs untied in each; None when all tie.
+
+    Row by row, so a list of a thousand takes a thousand steps and no square of memory.
+    """
+    agreed, untied = 0.0, [0, 0]
+    for i in range(len(one) - 1):
+        first, second = np.sign(one[i + 1 :] - one[i]), np.sign(other[i + 1 :] - other[i])
+        agreed += float((first * second).sum())
+        untied = [untied[0] + int((first != 0).sum()), untied[1] + int((second != 0).sum())]
+    return None if 0 in untied else agreed / float(np.sqrt(untied[0] * untied[1]))
 
 
 def _best(queries: np.ndarray, scores: np.ndarray, ranks: np.ndarray) -> dict[str, int]:

@@ -20,6 +20,8 @@ from structkd.scores.formats_base import (
     json_names,
     number,
 )
+from structkd.scores.pairs import PairScores
+from structkd.trec import read_lines
 
 _MARGIN_COLUMNS = "pos_score, neg_score, query_id, pos_pid, neg_pid"
 LOGIT_NAMES = ("logits", "out", "arr_0")
@@ -53,6 +55,38 @@ def write_margin_tsv_ids(path: Path, lists: Lists) -> None:
             values = scores.tolist()
             for document, score in zip(documents[1:], values[1:], strict=True):
                 handle.write(f"{values[0]!r}\t{score!r}\t{query}\t{documents[0]}\t{document}\n")
+
+
+def write_margin_triples(path: Path, store: PairScores, triples: Path, block: int = 1 << 16) -> int:
+    """`pos_score neg_score query_id pos_pid neg_pid` for each triple of a file, in its order; returns how many.
+
+    Raises:
+        DataError: a line of another number of columns.
+        MissingScoreError: the store lacks a pair.
+    """
+    held: list[list[str]] = []
+    count = 0
+    with atomic_path(path) as draft, open(draft, "w", encoding="utf-8") as handle:
+
+        def flush() -> None:
+            if not held:
+                return
+            queries, positives, negatives = (list(column) for column in zip(*held, strict=True))
+            scores = [store.lookup(queries, documents).tolist() for documents in (positives, negatives)]
+            for line in zip(*scores, queries, positives, negatives, strict=True):
+                handle.write("\t".join(map(str, line)) + "\n")
+            held.clear()
+
+        for number, line in read_lines(triples):
+            parts = line.split()
+            if len(parts) != 3:
+                raise DataError(f"{triples}:{number}: found {len(parts)} columns, expected query, positive, negative.")
+            held.append(parts)
+            count += 1
+            if len(held) == block:
+                flush()
+        flush()
+    return count
 
 
 def refuse_short(path: Path, lists: Lists) -> None:

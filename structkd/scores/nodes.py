@@ -13,6 +13,7 @@ from structkd.scores.compact_rows import gather
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
 from structkd.scores.parts import part_names, read_row_range, uncovered
 from structkd.scores.snapshot import checked_path, latest, map_rows
+from structkd.scores.topk import read_topk
 
 FloatArray = NDArray[np.float32]
 
@@ -51,7 +52,12 @@ class NodeScores:
     def _open_published(cls, folder: Path, verify: str) -> "NodeScores":
         manifest = ScoreManifest.read(folder / PUBLISHED)
         data = [entry for entry in manifest.files if entry["path"].startswith("data/")]
-        blocks = [map_rows(checked_path(folder, entry, verify)) for entry in data]
+        paths = [checked_path(folder, entry, verify) for entry in data]
+        blocks: list[NDArray[np.floating]] = (
+            [read_topk(path, int(manifest.inputs["classes"])) for path in paths]
+            if "top" in manifest.inputs
+            else [map_rows(path) for path in paths]
+        )
         header = Header(manifest.spec, manifest.inputs["graph_fp"], manifest.counts["rows"], blocks[0].shape[1])
         return cls(folder, header, manifest, blocks)
 

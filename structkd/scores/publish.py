@@ -14,6 +14,7 @@ import numpy as np
 from structkd.errors import DataError, StructKDError, UsageError
 from structkd.files import inside, sha256_file, sync_file, sync_folder, write_json, write_text
 from structkd.scores import bundle
+from structkd.scores.card import card, croissant
 from structkd.scores.manifest import HEADER, PUBLISHED, Header, Problem, Report, ScoreManifest, now
 from structkd.scores.merge import first_of_each
 from structkd.scores.nodes import NodeScores
@@ -23,6 +24,7 @@ from structkd.scores.sealed import read_parquet, sealed_bytes, temporary
 from structkd.scores.snapshot import Csr, file_entry, manifest_path, snapshot_numbers, write_rows
 from structkd.scores.statistics import Summary
 from structkd.scores.store import open as open_store
+from structkd.scores.topk import write_topk
 
 _TEMPORARY = ".tmp-"
 _TTL_SECONDS = 86_400.0
@@ -34,7 +36,13 @@ _ID_NAME = re.compile(r"^(queries|docs)-(\d{5})\.parquet$")
 
 
 def publish(
-    folder: str | Path, to: str | Path, license: str, *, citation: str | None = None, title: str | None = None
+    folder: str | Path,
+    to: str | Path,
+    license: str,
+    *,
+    citation: str | None = None,
+    title: str | None = None,
+    top: int | None = None,
 ) -> ScoreManifest:
     """Write a store's scores as a folder for others: data, manifest with checksums, data-set card.
 
@@ -47,22 +55,26 @@ def publish(
         license: of the scores, for example CC-BY-4.0 (an SPDX name); the teacher's and the corpus's terms bind it.
         citation: text or BibTeX to cite.
         title: of the card; default: the teacher's name.
+        top: of node logits, how many classes of each node are published (see `topk`); all by default.
 
     Raises:
-        UsageError: no licence given.
+        UsageError: no licence given; `top` for pairs.
         DataError: `to` holds something else.
     """
     if not license.strip():
         raise UsageError("publish: the licence is empty. Name one, for example CC-BY-4.0.")
     store, target = open_store(folder), Path(to)
-    manifest = _draft(store, license, citation)
+    manifest = _draft(store, license, citation, top)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         return _published_before(target, manifest)
     draft = temporary(target.resolve().parent)
     try:
-        entries = _write_pairs(draft, store) if isinstance(store, PairScores) else _write_nodes(draft, store)
-        write_text(draft / "README.md", card(manifest, title or store.spec.model))
-        manifest = replace(manifest, files=[*entries, file_entry(draft, draft / "README.md")])
+        entries = _write_pairs(draft, store) if isinstance(store, PairScores) else _write_nodes(draft, store, top)
+        name = title or store.spec.model
+        write_json(draft / "croissant.json", croissant(manifest, draft, name))
+        write_text(draft / "README.md", card(manifest, name))
+        entries += [file_entry(draft, draft / written) for written in ("croissant.json", "README.md")]
+        manifest = replace(manifest, files=entries)
         write_json(draft / PUBLISHED, manifest.to_json())
         for path in draft.rglob("*"):
             (sync_folder if path.is_dir() else sync_file)(path)
@@ -75,10 +87,16 @@ def publish(
     return manifest
 
 
-def _draft(store: PairScores | NodeScores, license: str, citation: str | None) -> ScoreManifest:
+def _draft(store: PairScores | NodeScores, license: str, citation: str | None, top: int | None) -> ScoreManifest:
     """The manifest without its files."""
     rows, lists, stats = summarise(store)
-    inputs = {"graph_fp": store.graph_fingerprint} if isinstance(store, NodeScores) else {}
+    inputs = {}
+    if isinstance(store, NodeScores):
+        inputs = {"graph_fp": store.graph_fingerprint, "classes": str(store.logits.shape[1])}
+        if top is not None:
+            inputs["top"] = str(top)
+    elif top is not None:
+        raise UsageError("publish: top is for node logits; a store of pairs holds lists, not classes.")
     old = store.manifest
     return ScoreManifest(
         kind=store.spec.kind,
@@ -138,62 +156,13 @@ def _write_pairs(draft: Path, store: PairScores) -> list[dict[str, Any]]:
     return [*(file_entry(draft, path, rows=rows) for path, rows in files), *ids]
 
 
-def _write_nodes(draft: Path, store: NodeScores) -> list[dict[str, Any]]:
+def _write_nodes(draft: Path, store: NodeScores, top: int | None) -> list[dict[str, Any]]:
+    if top is not None:
+        write_topk(draft / "data" / "topk-00000.safetensors", store.logits, top)
+        return [file_entry(draft, draft / "data" / "topk-00000.safetensors", rows=len(store), lo=0, hi=len(store))]
     path = write_rows(draft / "data", "logits-00000", store.logits)
     plain = path.rename(draft / "data" / "logits-00000.safetensors")
     return [file_entry(draft, plain, rows=len(store), lo=0, hi=len(store))]
-
-
-def card(manifest: ScoreManifest, title: str) -> str:
-    """The data-set card: YAML head, what the scores are, how to use them."""
-    teacher = "\n".join(f"| {name} | `{value}` |" for name, value in manifest.teacher.items())
-    stats = {name: value for name, value in manifest.stats.items() if isinstance(value, float)}
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in stats.items())
-    what = (
-        f"{manifest.counts['rows']:,} scores of (query, document) pairs, {manifest.counts['queries']:,} queries"
-        if manifest.kind == "pairs"
-        else f"Logits of {manifest.counts['rows']:,} graph nodes (graph {manifest.inputs['graph_fp'][:16]})"
-    )
-    layout = (
-        "`data/*.parquet`: `query_id`, `document_ids` (list), `scores` (list, float32 rounded to "
-        f"{manifest.dtype}). `ids/*.parquet`: id and the first 16 bytes of the SHA-256 of its text."
-        if manifest.kind == "pairs"
-        else "`data/*.safetensors`: `logits` [nodes, classes], float32."
-    )
-    configs = "configs:\n- config_name: default\n  data_files: data/*.parquet\n" if manifest.kind == "pairs" else ""
-    notes = "".join(f"- {note}\n" for note in manifest.notes)
-    cite = f"\n## Citation\n\n{manifest.citation}\n" if manifest.citation else ""
-    return f"""---
-license: {str(manifest.license).lower()}
-tags:
-- knowledge-distillation
-- teacher-scores
-{configs}---
-
-# Teacher scores: {title}
-
-{what}. {figures}.
-
-| teacher | |
-|---|---|
-{teacher}
-
-Fingerprint `{manifest.teacher_fp}`. Licence: {manifest.license}.
-
-## Layout
-
-{layout} `manifest.json` holds the SHA-256 of every file.
-
-{notes}
-## Use
-
-```python
-from structkd import scores
-store = scores.open("path/to/this/folder")
-```
-
-`structkd scores verify path/to/this/folder` reads every byte. Scores are raw teacher output, not rescaled.
-{cite}"""
 
 
 # verify

@@ -3,18 +3,38 @@
 `s3://`, `gs://` and the like need the extra `remote`; `memory://` and plain paths need nothing.
 """
 
+import os
+import re
 from pathlib import Path
 
 import fsspec
 
 from structkd.errors import CorruptFileError, DataError, MissingExtraError
 from structkd.files import atomic_path, inside, sha256_file
+from structkd.ids import fingerprint_fields
 from structkd.scores.manifest import PUBLISHED, ScoreManifest
 
+_PROTOCOL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(?=[^/])")
 
-def is_remote(uri: str) -> bool:
+
+def is_remote(uri: str | Path) -> bool:
     """True for an address with a protocol."""
-    return "://" in uri
+    return "://" in address(uri)
+
+
+def address(uri: str | Path) -> str:
+    """The address as it was written: a Path drops one of two slashes."""
+    return _PROTOCOL.sub(r"\1://", str(uri))
+
+
+def mirror(uri: str | Path) -> Path:
+    """The local mirror of a published folder, fetched or brought up to date.
+
+    It lies below $STRUCTKD_CACHE (by default ~/.cache/structkd) in a folder named after the address.
+    """
+    root = Path(os.environ.get("STRUCTKD_CACHE", Path.home() / ".cache" / "structkd"))
+    where = address(uri)
+    return download(where, root / "scores" / fingerprint_fields([where])[:24])
 
 
 def download(uri: str, to: str | Path) -> Path:

@@ -17,6 +17,7 @@ from structkd.scores.merge import OnConflict, tolerance
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
 from structkd.scores.parts import read_row_part
+from structkd.scores.remote import is_remote, mirror
 
 UNIT_ROWS = 20_000
 NODE_UNIT_ROWS = 65_536
@@ -28,7 +29,8 @@ def open(
     """Open a score store or a published folder, memory-mapped where its layout allows it.
 
     Args:
-        folder: a cache that a teacher filled, an import, or what `publish` wrote.
+        folder: a cache that a teacher filled, an import, or what `publish` wrote; an address of a published folder
+            (s3://, gs://, hf://, memory://) is mirrored first, see `remote.mirror`.
         expect: the teacher whose scores are wanted.
         verify: compare file sizes with the manifest, or every byte ("sha256"), or nothing.
 
@@ -37,7 +39,7 @@ def open(
         DataError: no store there, or a file is absent.
         CorruptFileError: a size or checksum differs.
     """
-    folder = Path(folder)
+    folder = mirror(folder) if is_remote(folder) else Path(folder)
     if verify not in ("size", "sha256", "off"):
         raise UsageError(f"verify={verify!r}; expected 'size', 'sha256' or 'off'.")
     spec = ScoreManifest.read(folder / PUBLISHED).spec if (folder / PUBLISHED).is_file() else Header.read(folder).spec

@@ -35,9 +35,9 @@ def test_from_a_run_to_a_published_folder(tmp_path: Path, capsys: pytest.Capture
     assert status == 0
     assert (tmp_path / "m.tsv").read_text().splitlines()[0] == "9.5\t3.0\tq1\td1\td2"
     status, found = called(capsys, "publish", store, "--out", out, "--license", "CC-BY-4.0")
-    assert (status, found["rows"], found["files"]) == (0, 5, 5)
+    assert (status, found["rows"], found["files"]) == (0, 5, 6)
     status, found = called(capsys, "verify", out)
-    assert (status, found) == (0, {"ok": True, "files": 5, "problems": []})
+    assert (status, found) == (0, {"ok": True, "files": 6, "problems": []})
     path = out / "data" / "scores-00000.parquet"
     data = bytearray(path.read_bytes())
     data[10] ^= 1
@@ -158,6 +158,128 @@ def test_diff(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert found["pearson"] == pytest.approx(np.corrcoef([1, 2, 5], [1.5, 2, 5])[0, 1])
     assert found["same_best"] == 1.0
     assert found["teacher_fields"] == {"model": ["a", "b"]}
+
+
+def test_diff_of_orders(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from scipy.stats import kendalltau
+
+    rng = np.random.default_rng(0)
+    lists = [{f"q{q}": {f"d{d}": float(v) for d, v in enumerate(rng.integers(0, 40, 30))} for q in range(6)}]
+    lists.append({q: {d: v + float(rng.integers(-9, 9)) for d, v in own.items()} for q, own in lists[0].items()})
+    one, two = (pair_store(tmp_path / name, name, own) for name, own in zip("ab", lists, strict=True))
+    status, found = called(capsys, "diff", one, two)
+    assert status == 0
+    taus, overlaps, margins = [], [], []
+    for query, own in lists[0].items():
+        other = lists[1][query]
+        taus.append(kendalltau([own[d] for d in own], [other[d] for d in own]).statistic)
+        best = [sorted(scores, key=lambda d: (-scores[d], d))[:10] for scores in (own, other)]
+        overlaps.append(len(set(best[0]) & set(best[1])) / 10)
+        margins += [(own[best[0][0]] - own[d], other[best[0][0]] - other[d]) for d in own if d != best[0][0]]
+    assert found["kendall_tau"] == pytest.approx(np.mean(taus))
+    assert found["overlap_at_10"] == pytest.approx(np.mean(overlaps))
+    first, second = np.array(margins).T
+    want = {"first_mean": first.mean(), "second_std": second.std(), "pearson": np.corrcoef(first, second)[0, 1]}
+    assert {name: found["margins"][name] for name in want} == pytest.approx(want)
+    assert called(capsys, "diff", one, one)[1]["kendall_tau"] == pytest.approx(1.0)
+
+
+# calibration
+
+
+def test_teachers_are_calibrated_each_by_its_rule(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    stores = [pair_store(tmp_path / name, name, lists) for name, lists in (("a", A), ("b", B))]
+    line = ("ensemble", *stores, "--method", "mean")
+    cases = {
+        "z-score": {d: (standard(A["q"])[d] + standard(B["q"])[d]) / 2 for d in "abc"},
+        "min-max": {"a": (0 + 0.75) / 2, "b": (0.2 + 1) / 2, "c": 0.5},
+        "rank": {"a": (0 + 0.5) / 2, "b": (0.5 + 1) / 2, "c": 0.5},
+        "rank,none": {"a": (0 + 3.0) / 2, "b": (0.5 + 4.0) / 2, "c": (1 + 0.0) / 2},
+    }
+    for rule, want in cases.items():
+        out = tmp_path / rule.replace(",", "-")
+        assert called(capsys, *line, "--calibrate", rule, "--out", out)[0] == 0  # from the stores: no teacher is there
+        store = scores.open(out)
+        np.testing.assert_allclose(store.lookup(["q"] * 3, list("abc")), [want[d] for d in "abc"], atol=2e-3)
+        assert store.spec.extra["calibrate"] == (rule.split(",") if "," in rule else [rule] * 2)
+    for rule, message in (("z", "expected one of none, z-score"), ("rank,rank,rank", "3 calibrations for 2 stores"),
+                          ("isotonic", "name their --collection")):  # fmt: skip
+        assert run(["scores", *map(str, line), "--calibrate", rule, "--out", str(tmp_path / "x")]) == 2
+        assert message in capsys.readouterr().err
+    same = called(capsys, "ensemble", *stores, "--method", "reciprocal-rank", "--out", tmp_path / "rr")
+    assert same[0] == 0
+    assert scores.open(tmp_path / "rr").spec.extra["ensemble"] == "rrf"
+
+
+def test_isotonic_is_fitted_to_the_judgements(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from sklearn.isotonic import IsotonicRegression
+
+    from structkd.scores.calibrate import isotonic
+
+    rng = np.random.default_rng(0)
+    xs, grades = rng.integers(0, 50, 200).astype(float), rng.integers(0, 4, 200).astype(float)
+    grades += xs > 25
+    ours = isotonic(xs, grades)
+    theirs = IsotonicRegression(out_of_bounds="clip").fit(xs, grades)
+    points = np.linspace(-5, 55, 200)
+    np.testing.assert_allclose(ours(points), theirs.predict(points), atol=1e-9)
+    folder = tmp_path / "c"
+    folder.mkdir()
+    (folder / "corpus.jsonl").write_text("".join(f'{{"_id": "{d}", "text": "{d}"}}\n' for d in "abc"))
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "q"}\n')
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t0\nq\tb\t2\nq\tc\t1\n")
+    stores = [pair_store(tmp_path / name, name, lists) for name, lists in (("a", A), ("b", B))]
+    line = ("ensemble", *stores, "--calibrate", "isotonic", "--collection", folder, "--out", tmp_path / "out")
+    assert called(capsys, *line)[0] == 0
+    got = scores.open(tmp_path / "out").lookup(["q"] * 3, list("abc"))
+    # a: scores 1, 2, 6 of grades 0, 2, 1 pool to 0, 1.5, 1.5; b: 3, 4, 0 of 0, 2, 1 pool to .5, 2, .5
+    np.testing.assert_allclose(got, [0.25, 1.75, 1.0], atol=2e-3)
+
+
+# the scale doctor
+
+
+def test_the_doctor_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from structkd.scores.doctor import temperature
+
+    rng = np.random.default_rng(0)
+    sound = {f"q{q}": {f"d{d}": float(v) for d, v in enumerate(rng.normal(0, 1.2, 30))} for q in range(40)}
+    found = called(capsys, "show", pair_store(tmp_path / "sound", "t", sound))[1]["doctor"]
+    assert found["warnings"] == []
+    assert found["lists"] == 40
+    hot = temperature([np.array(list(own.values())) for own in sound.values()])
+    assert found["suggested_temperature"] == pytest.approx(hot, rel=1e-2)
+    shares = [np.exp((v := np.array(list(own.values()))) / hot) / np.exp(v / hot).sum() for own in sound.values()]
+    assert np.median([np.exp(-(p * np.log(p)).sum()) for p in shares]) == pytest.approx(4, rel=1e-3)
+    cases = {
+        "ranks": ({q: {d: -float(i) for i, d in enumerate(own)} for q, own in sound.items()}, "only the order counts"),
+        "collapsed": (sound | {f"c{i}": {"d0": 1.0, "d1": 1.0} for i in range(9)}, "have one value for every document"),
+        "rounded": ({q: {d: round(v * 2) / 2 for d, v in own.items()} for q, own in sound.items()}, "are tied"),
+        "sigmoid": (
+            {q: {d: 1 / (1 + np.exp(-9 * v)) for d, v in own.items()} for q, own in sound.items()},
+            "at an end of their range",
+        ),
+        "sharp": ({q: {d: 90 * v for d, v in own.items()} for q, own in sound.items()}, "takes all"),
+    }
+    for name, (lists, message) in cases.items():
+        warnings = called(capsys, "show", pair_store(tmp_path / name, "t", lists))[1]["doctor"]["warnings"]
+        assert any(message in warning for warning in warnings), (name, warnings)
+
+
+def test_the_doctor_tells_scores_of_another_system(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "r").write_text("q Q0 a 1 1.0 t\nq Q0 b 2 3.5 t\nq Q0 c 3 2.0 t\n")  # the rank column disagrees
+    assert called(capsys, "import", tmp_path / "r", "--out", tmp_path / "s")[0] == 0
+    warnings = called(capsys, "show", tmp_path / "s")[1]["doctor"]["warnings"]
+    assert any("the rank column disagrees with the scores" in warning for warning in warnings)
+
+
+def test_the_doctor_examines_logits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sharp = np.eye(7)[np.arange(60) % 7] * 40
+    scores.write_nodes(tmp_path / "n", TeacherSpec("gnn", kind="rows"), sharp, "g")
+    found = called(capsys, "show", tmp_path / "n")[1]["doctor"]
+    assert found["top_probability"] > 0.99
+    assert any("logits are near one-hot" in warning for warning in found["warnings"])
+    assert 5 < found["suggested_temperature"] < 40
 
 
 def test_nodes_from_npz(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -432,3 +432,125 @@ def test_manifest_says_what_went_in(tmp_path: Path) -> None:
     margins = np.concatenate([np.delete(row.max() - row, row.argmax()) for row in values.reshape(2, 3)])
     assert manifest.stats["margin"]["mean"] == pytest.approx(margins.mean(), rel=1e-5)
     assert manifest.stats["quantiles"]["0.5"] == pytest.approx(np.median(values))
+
+
+# disks, clocks, copies
+
+
+@pytest.mark.parametrize("how", ["limit", "tmpfs"])
+def test_a_really_full_disk(tmp_path: Path, how: str) -> None:
+    """The kernel refuses the write: a file-size limit, and a file system of 100 kB where one may be mounted."""
+    import resource
+
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if how == "tmpfs":
+        line = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(line, check=False, capture_output=True).returncode:
+            pytest.skip("mounting a small tmpfs needs privileges")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        store = small_store(folder / "store", compacted=False)
+        log_ = PairLog.open(store, SPEC)
+        rng = np.random.default_rng(0)
+        queries = log_.queries.extend([f"n{i}" for i in range(50)], [None] * 50)
+        documents = log_.documents.extend([f"m{i}" for i in range(400)], [None] * 400)
+        if how == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        committed, refused = [], []
+        for start in range(0, 50, 25):
+            unit = log_.unit(np.repeat(queries[start : start + 25], 400), np.tile(documents, 25))
+            try:
+                log_.commit(unit, rng.normal(size=len(unit)))
+                committed.append(unit.name)
+            except OSError as error:
+                refused.append((unit, error))
+        assert refused
+        assert all(isinstance(error, OSError) and str(error) for _, error in refused)
+        for _ in range(2):  # what is there stays readable, again and again
+            assert log_.units() >= set(committed)
+            assert scores.verify(store).ok
+            assert len(scores.open(store)) == 6 + 10_000 * len(committed)
+        assert not list(store.rglob(".tmp-*"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        if how == "limit":
+            assert log_.commit(refused[0][0], rng.normal(size=len(refused[0][0])))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        if how == "tmpfs":
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from structkd.scores import compaction
+
+    folder = small_store(tmp_path)
+    before = scores.open(folder).lookup(["a"], ["1"])
+    store = PairLog.open(folder, SPEC)
+    unit = store.unit(store.queries.extend(["late"], [None]), store.documents.find(["1"]))
+    store.commit(unit, np.array([7.0]))
+    for path in folder.rglob("*"):
+        os.utime(path, (0, 0) if "late" in path.name or unit.name in path.name else (2**33, 2**33))
+    monkeypatch.setattr(compaction, "now", lambda: "1970-01-01T00:00:00+00:00")
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert compact(folder).snapshot == 1  # the number counts, never a time
+    assert scores.gc(folder) == []  # everything is from the future: nothing is old
+    found = scores.open(folder)
+    assert found.manifest.snapshot == 1
+    assert found.lookup(["late"], ["1"]) == 7.0
+    np.testing.assert_array_equal(found.lookup(["a"], ["1"]), before)
+    assert scores.verify(folder).ok
+
+
+def test_a_half_copied_snapshot(tmp_path: Path) -> None:
+    original = small_store(tmp_path / "original")
+
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(original, tmp_path / name))
+
+    without_manifest = copied("a")
+    shutil.rmtree(without_manifest / "snapshots")
+    assert len(scores.open(without_manifest)) == 6  # from the parts
+    assert compact(without_manifest).counts["rows"] == 6
+    cut = copied("b")
+    (path,) = (cut / "data").iterdir()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CorruptFileError, match=r"bytes, the manifest says"):
+        scores.open(cut)
+    (cut / "snapshots" / "00000000.json").unlink()
+    assert compact(cut).counts["rows"] == 6
+    assert scores.verify(cut).ok
+    half_manifest = copied("c")
+    path = half_manifest / "snapshots" / "00000000.json"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CorruptFileError, match=r"00000000\.json.*not valid JSON.*cut short"):
+        scores.open(half_manifest)
+    no_ids = copied("d")
+    shutil.rmtree(no_ids / "ids")
+    assert not scores.verify(no_ids).ok
+    no_data = copied("e")
+    shutil.rmtree(no_data / "data")
+    with pytest.raises(DataError, match=r"absent.*Restore it, or delete the manifest"):
+        scores.open(no_data)
+
+
+def test_no_pickle_is_loaded_outside_the_restricted_reader() -> None:
+    import ast
+
+    root = Path(scores.__file__).parents[1]
+    found = []
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            owner, name = ast.unparse(node.func.value), node.func.attr
+            unsafe = (
+                (owner in ("pickle", "dill", "cloudpickle", "joblib", "marshal") and name in ("load", "loads"))
+                or (name == "load" and options.get("allow_pickle", "False") != "False")
+                or (owner == "torch" and name == "load" and options.get("weights_only") != "True")
+                or name == "read_pickle"
+            )
+            if unsafe:
+                found.append(f"{path.relative_to(root)}:{node.lineno}: {ast.unparse(node)[:80]}")
+    assert found == []

@@ -263,3 +263,143 @@ def test_kinds_do_not_mix(tmp_path: Path) -> None:
         scores.write_pairs(tmp_path, NODES, ["q"], ["d"], np.zeros(1))
     with pytest.raises(DataError, match=r"expected \[nodes, classes\]"):
         scores.write_nodes(tmp_path, NODES, np.zeros(3), "g")
+
+
+# what others read
+
+
+def test_duckdb_polars_and_datasets_read_the_parquet(tmp_path: Path) -> None:
+    queries, documents, _ = filled(tmp_path / "store")
+    scores.publish(tmp_path / "store", to=tmp_path / "out", license="CC0-1.0")
+    store = scores.open(tmp_path / "store")
+    want = dict(zip(zip(queries, documents, strict=True), store.lookup(queries, documents).tolist(), strict=True))
+    pattern = str(tmp_path / "out" / "data" / "*.parquet")
+    read = 0
+    for tool in ("duckdb", "polars", "datasets"):
+        try:
+            rows = TOOLS[tool](pattern, tmp_path)
+        except ImportError:
+            continue
+        found = {(str(q), str(d)): s for q, ds, ss in rows for d, s in zip(ds, ss, strict=True)}
+        assert found == want, tool
+        read += 1
+    if not read:
+        pytest.skip("none of duckdb, polars, datasets is installed")
+
+
+def _duckdb(pattern: str, _: Path) -> list:
+    import duckdb
+
+    return duckdb.sql(f"select query_id, document_ids, scores from '{pattern}'").fetchall()
+
+
+def _polars(pattern: str, _: Path) -> list:
+    import polars
+
+    return polars.read_parquet(pattern).select("query_id", "document_ids", "scores").rows()
+
+
+def _datasets(pattern: str, cache: Path) -> list:
+    import datasets
+
+    table = datasets.load_dataset("parquet", data_files=pattern, split="train", cache_dir=str(cache / "hf"))
+    return [(row["query_id"], row["document_ids"], row["scores"]) for row in table]
+
+
+TOOLS = {"duckdb": _duckdb, "polars": _polars, "datasets": _datasets}
+
+
+def test_the_card_says_what_a_reader_needs(tmp_path: Path) -> None:
+    import yaml
+
+    spec = TeacherSpec("org/teacher", revision="abc", prompt="rank: {q}", truncation="longest_first", max_length=512)
+    scores.write_pairs(tmp_path / "s", spec, ["q", "q"], ["a", "b"], np.array([1.0, 2.5]))
+    manifest = scores.publish(
+        tmp_path / "s", to=tmp_path / "p", license="CC-BY-4.0", citation="Us, 2026", title="It's ours: v1"
+    )
+    text = (tmp_path / "p" / "README.md").read_text()
+    _, head, body = text.split("---\n", 2)
+    fields = yaml.safe_load(head)
+    assert fields["license"] == "cc-by-4.0"
+    assert fields["pretty_name"] == "Teacher scores: It's ours: v1"
+    assert fields["task_categories"] == ["text-ranking"]
+    assert fields["size_categories"] == ["n<1K"]
+    assert fields["configs"] == [{"config_name": "default", "data_files": "data/*.parquet"}]
+    for said in (
+        "| model | `org/teacher` |", "| revision | `abc` |", "| prompt | `rank: {q}` |",
+        "| truncation | `longest_first` |", "| head | `not stated` |", "2 scores of (query, document) pairs, 1 queries",
+        "| mean | 1.75 |", "| margin mean |",
+        f"{manifest.quant_error['rms']:.3g} root mean square", "CC-BY-4.0", "Us, 2026", "structkd scores verify",
+        "structkd ranking distill", manifest.teacher_fp,
+    ):  # fmt: skip
+        assert said in body, said
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_croissant_metadata(tmp_path: Path) -> None:
+    import json
+
+    from structkd.files import sha256_file
+
+    filled(tmp_path / "store", "d")
+    scores.publish(tmp_path / "store", to=tmp_path / "out", license="CC-BY-4.0", citation="Us, 2026")
+    path = tmp_path / "out" / "croissant.json"
+    value = json.loads(path.read_text())
+    assert value["conformsTo"] == "http://mlcommons.org/croissant/1.0"
+    named = {entry["contentUrl"]: entry["sha256"] for entry in value["distribution"]}
+    files = [*(tmp_path / "out").rglob("*.parquet")]
+    assert named == {file.relative_to(tmp_path / "out").as_posix(): sha256_file(file) for file in files}
+    (records,) = value["recordSet"]
+    assert [field["name"] for field in records["field"]] == ["query_id", "document_ids", "scores"]
+    mlcroissant = pytest.importorskip("mlcroissant", reason="validates the metadata")
+    dataset = mlcroissant.Dataset(jsonld=path)
+    assert not dataset.metadata.ctx.issues.errors
+
+
+def test_4_6_bytes_a_pair(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    step = 2_200
+    documents = (np.tile(np.arange(100) * step, 2_000) + rng.integers(0, step, 200_000)).astype(str).tolist()
+    queries = np.repeat(np.arange(2_000), 100).astype(str).tolist()
+    scores.write_pairs(tmp_path / "s", SPEC, queries, documents, rng.normal(0, 7, 200_000))
+    manifest = scores.publish(tmp_path / "s", to=tmp_path / "p", license="CC0-1.0")
+    data = sum(entry["bytes"] for entry in manifest.files if entry["path"].startswith("data/"))
+    assert data / 200_000 <= 4.6
+
+
+# the largest logits
+
+
+def test_the_largest_logits_of_each_node(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    logits = (rng.normal(size=(200, 40)) * 3).astype(np.float32)
+    scores.write_nodes(tmp_path / "s", NODES, logits, "graph-1")
+    scores.publish(tmp_path / "s", to=tmp_path / "all", license="CC0-1.0")
+    manifest = scores.publish(tmp_path / "s", to=tmp_path / "top", license="CC0-1.0", top=8)
+    copy = scores.open(tmp_path / "top", expect=NODES, verify="sha256")
+    assert copy.logits.shape == logits.shape
+    assert scores.verify(tmp_path / "top").ok
+
+    def softmax(x: np.ndarray) -> np.ndarray:
+        powers = np.exp(x.astype(np.float64) - x.max(1, keepdims=True))
+        return powers / powers.sum(1, keepdims=True)
+
+    ours, true = softmax(copy.logits), softmax(logits)
+    best = np.argsort(-logits, axis=1)[:, :8]
+    np.testing.assert_allclose(np.take_along_axis(ours, best, 1), np.take_along_axis(true, best, 1), rtol=2e-2)
+    np.testing.assert_array_equal(copy.logits.argmax(1), logits.argmax(1))
+    rest = 1 - np.take_along_axis(true, best, 1).sum(1)
+    np.testing.assert_allclose(1 - np.take_along_axis(ours, best, 1).sum(1), rest, rtol=2e-2, atol=1e-3)
+    data = sum(entry["bytes"] for entry in manifest.files if entry["path"].startswith("data/"))
+    assert data / 200 < 8 * 4 + 4 + 2
+    assert "topk_idx" in (tmp_path / "top" / "README.md").read_text()
+    for top, message in ((40, "expected 1 to 39"), (0, "expected 1 to 39")):
+        with pytest.raises(UsageError, match=message):
+            scores.publish(tmp_path / "s", to=tmp_path / "x", license="CC0-1.0", top=top)
+    filled(tmp_path / "pairs")
+    with pytest.raises(UsageError, match="top is for node logits"):
+        scores.publish(tmp_path / "pairs", to=tmp_path / "x", license="CC0-1.0", top=3)
+    path = tmp_path / "top" / "data" / "topk-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CorruptFileError, match="not a file of the largest logits"):
+        scores.open(tmp_path / "top", verify="off")
