@@ -246,7 +246,9 @@ def table(options: argparse.Namespace) -> None:
         "commit": commit, "machine": f"{platform.machine()}, shared", "python": sys.version.split()[0],
         "tables": kept,
     }  # fmt: skip
-    (RESULTS / "objectives_and_policies.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "objectives_and_policies.json").write_text(
+        json.dumps(value, indent=1).replace("NaN", "null") + "\n", encoding="utf-8"
+    )
     curves = {name: rows for name, rows in kept.items() if any(row["piece"].startswith("random ") for row in rows)}
     if curves:
         (DOCS / "objectives-acquisition.svg").write_text(_curves(curves), encoding="utf-8")
@@ -270,6 +272,7 @@ def _rows(runs: list[dict[str, Any]], default: str, seeds: int) -> list[dict[str
             "piece": name, "test_mean": float(np.mean(tests)), "test_std": float(np.std(tests, ddof=1)), "test": tests,
             "difference": float(np.mean(tests) - np.mean([run["test"] for run in base])),
             "teacher": float(np.mean([run["teacher"] for run in found])),
+            "before": float(np.mean([run.get("before", np.nan) for run in found])),
             "seconds": float(np.median([run["seconds"] for run in found])), "p": None,
         }  # fmt: skip
         if name != default:
@@ -302,7 +305,9 @@ def _table(dataset: str, rows: list[dict[str, Any]], seeds: int) -> list[str]:
     if not rows:
         return []
     measure = "nDCG@10" if dataset in COLLECTIONS else "test"
-    lines = [f"## {dataset}", "", f"{seeds} seeds, teacher {rows[0]['teacher']:.4f}.", ""]
+    start = "" if np.isnan(rows[0]["before"]) else f" Students before training: {rows[0]['before']:.4f}."
+    side = "first stage" if dataset in COLLECTIONS else "teacher"
+    lines = [f"## {dataset}", "", f"{seeds} seeds, {side} {rows[0]['teacher']:.4f}.{start}", ""]
     lines += [f"| piece | {measure} | std | difference | p | p, Holm | CPU seconds |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         p = "" if row["p"] is None else f"{row['p']:.3f} | {row['p_holm']:.3f}"
