@@ -26,6 +26,8 @@ from structkd.ranking.scorer import (
 from structkd.ranking.tokens import TokenCache, in_batches, padded, token_budget, tokenizer_sha256
 from structkd.scores.manifest import TeacherSpec
 
+_SCORING_BUDGET = 4_096  # tokens of a pass without gradient: the fastest of 1024 to 8192 (benchmarks/bench_scoring.py)
+
 
 class CrossScorer(NeuralScorer):
     """BERT_CAT: query and document in one sequence, `[CLS] q [SEP] d [SEP]`; the score is the raw logit.
@@ -89,6 +91,8 @@ class CrossScorer(NeuralScorer):
         self.encoded += len(tokens)
         self.tokens_read += sum(pair.shape[1] for pair in tokens)
         budget = token_budget(self.model.device)
+        if not torch.is_grad_enabled():
+            budget = max(budget, _SCORING_BUDGET)
         logits = in_batches(tokens, budget, self._encode, model=self.model, recompute=self.recompute)
         return logits[torch.as_tensor(position.reshape(-1), device=logits.device)]
 
