@@ -18,7 +18,7 @@ from quality_graph import RESULTS, commit
 
 from structkd import graph
 
-METHODS = ("mlp", "glnn", "ff-g2m", "krd", "hgmd", "infgrand", "nosmog", "g2mlp", "tined", "adagmlp")
+METHODS = ("mlp", "glnn", "ff-g2m", "krd", "hgmd", "adagmlp", "tined", "infgrand", "g2mlp", "nosmog")
 
 BLOCKS = {
     "citeseer-gcn": ("planetoid:CiteSeer", "public", "gcn"),
