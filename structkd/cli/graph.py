@@ -8,6 +8,7 @@ import torch
 from cyclopts import App, Parameter
 
 from structkd import graph
+from structkd.cli.graph_links import links
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
 from structkd.graph.storage import load_student, load_teacher, save_student, save_teacher
@@ -15,6 +16,7 @@ from structkd.runs import Run
 from structkd.scores import NodeScores
 
 app = App(name="graph", help="Node classifiers: graph teachers to MLP students.")
+app.command(links)
 
 Setting = Literal["transductive", "inductive", "production"]
 TeacherFlags = Annotated[graph.TeacherConfig, Parameter(name="*")]
