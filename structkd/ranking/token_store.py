@@ -45,8 +45,9 @@ class TokenStore:
         self._hashes: NDArray[np.uint64] = np.load(self.folder / "hashes.npy", mmap_mode="r")
         self._rows: NDArray[np.int64] = np.load(self.folder / "rows.npy", mmap_mode="r")
         count = int(self._offsets[-1])
-        whole = np.memmap(self.folder / "ids.bin", dtype=self._dtype, mode="r", shape=(count,)) if count else []
-        self._ids: NDArray[Any] = np.asarray(whole, dtype=self._dtype)  # a plain view is cheaper to slice
+        self._ids: NDArray[Any] = np.empty(0, dtype=self._dtype)
+        if count:  # a plain view of the map is cheaper to slice
+            self._ids = np.asarray(np.memmap(self.folder / "ids.bin", dtype=self._dtype, mode="r", shape=(count,)))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -110,7 +111,8 @@ def _write(folder: Path, keys: Iterable[Any], tokenise: Tokenise) -> None:
     seen: set[bytes] = set()
     hashes: list[NDArray[np.uint64]] = []
     lengths: list[int] = []
-    planes, dtype = 1, np.dtype(np.uint16)
+    planes = 1
+    dtype: np.dtype[Any] = np.dtype(np.uint16)
     path = folder / "ids.bin"
     for chunk in _chunks(keys):
         named = hashes_of(chunk)

@@ -324,13 +324,18 @@ def planned_steps(lists: Lists, config: FitConfig, plan: Plan | None = None) -> 
 
 def main_process() -> bool:
     """Whether this process writes what all of them agree on."""
-    return bool(PartialState().is_main_process)
+    return bool(_processes().is_main_process)
 
 
 def main_process_first() -> AbstractContextManager[None]:
     """The main process runs the block before the others do: it fills a cache, they read it."""
-    first: AbstractContextManager[None] = PartialState().main_process_first()
+    first: AbstractContextManager[None] = _processes().main_process_first()
     return first
+
+
+def _processes() -> PartialState:
+    """Who runs beside this process; without a GPU accelerate looks for others only when told so."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 class _Loop:
@@ -352,7 +357,9 @@ class _Loop:
         )
         AcceleratorState._reset_state(reset_partial_state=False)  # precision may differ between two trainings
         parallel = DistributedDataParallelKwargs(find_unused_parameters=True)  # bi-encoders leave their pooler idle
-        self.accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[parallel])
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision, kwargs_handlers=[parallel], cpu=not torch.cuda.is_available()
+        )
         if isinstance(student, NeuralScorer):
             student.recompute = config.gradient_cache
             if run is not None:

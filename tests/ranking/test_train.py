@@ -13,7 +13,18 @@ from structkd.errors import DataError, UsageError
 from structkd.objectives import margin_mse
 from structkd.ranking.data import Collection
 from structkd.ranking.encoders import BiScorer, StaticScorer, weights_sha256
-from structkd.ranking.train import Batch, FitConfig, Lists, Plan, batch_of, fit, lists_of, scored_grid
+from structkd.ranking.train import (
+    Batch,
+    FitConfig,
+    Lists,
+    Plan,
+    batch_of,
+    fit,
+    lists_of,
+    plan_of,
+    planned_steps,
+    scored_grid,
+)
 from structkd.runs import Run
 
 CONFIG = FitConfig(epochs=3, batch_lists=4, list_size=5, learning_rate=1e-3, checkpoint_every=2, seed=7)
@@ -178,3 +189,47 @@ def test_targets_that_are_no_numbers_are_refused_by_name(small: Collection) -> N
     targets[3] = np.nan
     with pytest.raises(DataError, match=r"1 targets are not finite, for example query 'q01', document"):
         replace(lists, targets=targets)
+
+
+def test_token_batches_hold_equal_shares_and_every_epoch_has_as_many(small: Collection) -> None:
+    lists = make_lists(small)
+    student = StaticScorer.fresh(small.documents, dimension=16)
+    config = replace(CONFIG, batch_tokens=150)
+    plan = plan_of(lists, config, student)
+    sizes = student.lengths(lists.pairs())
+    steps = round(sizes.sum() / 150)
+    for number in range(4):
+        batches = plan.epoch(number)
+        assert len(batches) == steps == planned_steps(lists, config, plan) / config.epochs
+        assert Counter(int(i) for batch in batches for _, items in batch for i in items) == Counter(range(len(sizes)))
+        assert all(batches)
+        longest = max(sizes[items].sum() for batch in batches for _, items in batch)
+        for batch in batches:
+            assert abs(sum(sizes[items].sum() for _, items in batch) - sizes.sum() / steps) <= 2 * longest
+    assert [len(batch) for batch in plan.epoch(0)] != [len(batch) for batch in plan.epoch(1)]
+    one_each = plan_of(lists, replace(config, batch_tokens=1), student).epoch(0)
+    assert {len(batch) for batch in one_each} == {1}, "a list is never cut to fit"
+
+
+def test_gradient_caching_trains_to_the_same_weights(small: Collection, tiny: str) -> None:
+    lists, ends = make_lists(small).take(range(4)), {}
+    for cached in (False, True):
+        student = BiScorer(tiny)
+        fit(student, lists, loss_of, replace(CONFIG, epochs=1, learning_rate=1e-4, gradient_cache=cached))
+        ends[cached] = torch.cat([p.detach().flatten() for p in student.parameters()])
+    torch.testing.assert_close(ends[True], ends[False], rtol=0, atol=1e-6)
+
+
+def test_bf16_on_the_cpu_trains_and_keeps_float32_weights(small: Collection, tiny: str) -> None:
+    lists = make_lists(small).take(range(4))
+    start = torch.cat([p.detach().flatten() for p in BiScorer(tiny).parameters()])
+    first, moved = {}, {}
+    for precision in ("no", "bf16"):
+        student = BiScorer(tiny)
+        result = fit(student, lists, loss_of, replace(CONFIG, epochs=2, learning_rate=1e-4, precision=precision))
+        first[precision] = result.history[0]["loss"]
+        assert {p.dtype for p in student.parameters()} == {torch.float32}
+        moved[precision] = torch.cat([p.detach().flatten() for p in student.parameters()]) - start
+    assert first["bf16"] != first["no"], "the forward pass ran in bfloat16"
+    assert first["bf16"] == pytest.approx(first["no"], rel=0.1)
+    assert torch.cosine_similarity(moved["bf16"], moved["no"], dim=0) > 0.7, "the steps go the same way"
