@@ -102,14 +102,16 @@ INSIDE = {
     ],
     "cli": [
         {"output"},
-        {"graph_links", "graph_serving"},  # commands that graph puts beside its own
+        {"graph_links"},  # commands that graph puts beside its own
         {
             "data",
             "graph",
+            "graph_serving",
             "index",
             "quickstart",
             "ranking",
             "ranking_bench",
+            "ranking_score",
             "ranking_evaluate",
             "ranking_order",
             "ranking_self",
@@ -138,6 +140,7 @@ FENCES = {
         "scores/snapshot.py",
         "scores/formats.py",
         "scores/topk.py",
+        "index/draft.py",
         "index/storage.py",
         "runs.py",
         "ranking/tk.py",

@@ -1,4 +1,4 @@
-"""structkd graph: teach, score, distill, bench, evaluate, spectrum, latency."""
+"""structkd graph: teach, score, distill, bench, evaluate, spectrum; export and latency stand in graph_serving."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,12 +11,14 @@ from structkd import graph
 from structkd.cli.graph_links import links
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
-from structkd.graph.storage import load_student, load_teacher, save_student, save_teacher
+from structkd.graph.storage import load_teacher, save_student, save_teacher
 from structkd.runs import Run
 from structkd.scores import NodeScores
 
 app = App(name="graph", help="Node classifiers: graph teachers to MLP students.")
 app.command(links)
+app.command("structkd.cli.graph_serving:export", name="export")
+app.command("structkd.cli.graph_serving:latency", name="latency")
 
 Setting = Literal["transductive", "inductive", "production"]
 TeacherFlags = Annotated[graph.TeacherConfig, Parameter(name="*")]
@@ -192,36 +194,6 @@ def spectrum(
     run.finish({"rows": rows})
     value = {"run": str(out), "curves": found.curves, "energies": found.energies, "rows": rows}
     return Output(value, [Table(f"{task.name}: agreement with the teacher", rows)])
-
-
-@app.command
-def latency(
-    *,
-    data: DatasetFlags,
-    teacher: Path,
-    student: Path,
-    batches: str = "1,10",
-    repeats: int = 30,
-    common: Common = Common(),
-) -> Output:
-    """Time per request of teacher (its neighbour fetch included) and student on the same nodes.
-
-    Parameters
-    ----------
-    teacher: folder that `graph teach` wrote.
-    student: folder that `graph distill` wrote.
-    batches: nodes per request, a comma list; the speedup is of the last.
-    repeats: requests per size.
-    """
-    try:
-        sizes = [int(part) for part in batches.split(",")]
-    except ValueError:
-        raise UsageError(f"--batches {batches!r}: expected whole numbers, as in 1,10.") from None
-    task = data.load(common.seed)
-    found = graph.latency(task, load_teacher(teacher, task), load_student(student), sizes, repeats, common.seed)
-    rows = list(found.rows)
-    value = {"rows": rows, "speedup": found.speedup}
-    return Output(value, [Table(f"{task.name}: time per request", rows)], [f"speedup {found.speedup:.1f}x"])
 
 
 def _teacher(task: graph.GraphTask, store: Path | None, weights: Path | None) -> NodeScores | graph.Teacher | None:

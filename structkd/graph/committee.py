@@ -24,6 +24,9 @@ from structkd.graph.train import FitConfig, fit
 Probabilities = Float[Tensor, "nodes classes"]
 
 
+_MEMBER = FitConfig(learning_rate=0.01, weight_decay=5e-3, epochs=300, patience=80, select="loss")
+
+
 @dataclass(frozen=True)
 class CommitteeConfig:
     """Size of a committee and how it teaches itself."""
@@ -49,8 +52,11 @@ class CommitteeConfig:
     sharpening: float = 0.5
     "Temperature of their mean."
 
-    member: FitConfig = FitConfig(learning_rate=0.01, weight_decay=5e-3, epochs=300, patience=80, select="loss")
+    member: FitConfig = _MEMBER
     "How a member is fitted."
+
+
+DEFAULT = CommitteeConfig()
 
 
 class RandomPropagation(nn.Module):
@@ -80,7 +86,7 @@ class RandomPropagation(nn.Module):
         return logits
 
 
-def consult(seen: GraphTask, seed: int, config: CommitteeConfig = CommitteeConfig()) -> list[Probabilities]:
+def consult(seen: GraphTask, seed: int, config: CommitteeConfig = DEFAULT) -> list[Probabilities]:
     """The committee's mean probabilities after each round."""
     answers, taught = one_hot_labels(seen), seen.train
     rounds: list[Probabilities] = []

@@ -22,7 +22,7 @@ from structkd.graph.policies import NO_POLICIES, Policies, policy_teaching
 from structkd.graph.published import given
 from structkd.graph.spectral import band_agreement
 from structkd.graph.teacher import Teacher, check_scores, check_split
-from structkd.graph.train import Fit, FitConfig, fit
+from structkd.graph.train import Fit, FitConfig, Selection, fit
 from structkd.runs import Run
 from structkd.scores import NodeScores
 
@@ -96,8 +96,9 @@ def distill(
     preparing = time.process_time() - started
     watch = _watcher(seen, teaching.student, x, logits, config.watch_every)
     trained = teaching.student if teaching.also is None else nn.ModuleList([teaching.student, teaching.also])
-    validate = _validation(seen, teaching.student, x)
-    result = fit(trained, teaching.loss_of, validate, _fit_config(config), seed, watch, teaching.groups, teaching.steps)
+    validate = _validation(seen, teaching, x)
+    settings = _fit_config(config, teaching)
+    result = fit(trained, teaching.loss_of, validate, settings, seed, watch, teaching.groups, teaching.steps)
     if teaching.finish is not None:
         teaching.finish()
     metrics = _metrics(task, teaching, logits, result)
@@ -155,14 +156,15 @@ def _method(name: str) -> Method:
     return METHODS[name]
 
 
-def _validation(seen: GraphTask, student: nn.Module, x: Features) -> Callable[[], tuple[float, float]]:
+def _validation(seen: GraphTask, teaching: Teaching, x: Features) -> Callable[[], tuple[float, float]]:
     rows = torch.nonzero(seen.valid).flatten()
     mine, labels = rows_of(x, rows), seen.y[rows]
+    wanted = labels if teaching.answers is None else teaching.answers[rows]
     everyone = torch.ones(len(rows), dtype=torch.bool)
 
     def validate() -> tuple[float, float]:
-        out = student(mine)
-        return metric_of(out, labels, everyone, seen.metric), float(cross_entropy(out, labels))
+        out = teaching.student(mine)
+        return metric_of(out, labels, everyone, seen.metric), float(cross_entropy(out, wanted))
 
     return validate
 
@@ -191,5 +193,6 @@ def _metrics(task: GraphTask, teaching: Teaching, logits: Tensor | None, result:
     return out | {"epochs": float(result.epochs), "cpu_seconds": result.cpu_seconds}
 
 
-def _fit_config(config: DistillConfig) -> FitConfig:
-    return FitConfig(given(config.learning_rate), given(config.weight_decay), config.epochs, config.patience)
+def _fit_config(config: DistillConfig, teaching: Teaching) -> FitConfig:
+    select: Selection = "metric" if teaching.answers is None else "loss"
+    return FitConfig(given(config.learning_rate), given(config.weight_decay), config.epochs, config.patience, select)

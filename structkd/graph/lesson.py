@@ -81,6 +81,8 @@ class Teaching:
         target: what teaches, in words, where that is chosen.
         steps: optimiser steps per epoch; loss_of is called once for each.
         finish: what remains to be done with the weights of best validation.
+        answers: distributions of all observed nodes. Where given, the best epoch is the one of lowest cross-entropy
+            towards them on the validation nodes; otherwise that of the best metric on validation labels.
     """
 
     student: nn.Module
@@ -91,6 +93,7 @@ class Teaching:
     target: str = "teacher"
     steps: int = 1
     finish: Callable[[], None] | None = None
+    answers: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from structkd.graph.boosting import boosted_members
+from structkd.graph.committee import clamped
 from structkd.graph.data import GraphTask, rows_of
 from structkd.graph.dirichlet import injected_steps
 from structkd.graph.hardness import mixed_neighbours, weighted_neighbours
@@ -20,7 +21,6 @@ from structkd.graph.nosmog import positioned_nodes
 from structkd.graph.published import given
 from structkd.graph.reliability import reliable_neighbours
 from structkd.graph.sparse import SparseMatrix
-from structkd.graph.committee import clamped
 from structkd.graph.targets import choose_target
 
 
@@ -52,13 +52,18 @@ def both_bands(lesson: Lesson) -> Teaching:
 
 
 def chosen_target(lesson: Lesson) -> Teaching:
-    """GLNN's term towards the target that validation chose, training labels put in (see `targets`)."""
+    """GLNN's term towards the target that validation chose, training labels put in (see `targets`).
+
+    The best epoch is the one that is closest to the target on validation nodes: the target has used their labels, and
+    the student's own accuracy on a few hundred of them peaks by luck long before it has learnt what it is taught.
+    """
     best = choose_target(lesson.seen, given(lesson.logits), lesson.seed)
-    wanted = clamped(lesson.seen, best.probabilities).clamp_min(1e-12).log()
+    answers = clamped(lesson.seen, best.probabilities)
+    wanted = answers.clamp_min(1e-12).log()
     weights = node_weights(lesson.seen)
     student = lesson.student()
     loss_of = taught_by(lesson, student, lesson.seen.x, [edge_divergence(wanted, lambda _: weights)])
-    return Teaching(student, loss_of, target=best.name)
+    return Teaching(student, loss_of, target=best.name, answers=answers)
 
 
 def _taught(lesson: Lesson, *terms: Term) -> Teaching:

@@ -18,7 +18,17 @@ from structkd.ranking.data import Collection, hold_out
 from structkd.ranking.losses import LOSSES
 from structkd.ranking.negatives import MineConfig, bm25_candidates, labelled_lists, mine
 from structkd.ranking.scorer import weights_sha256
-from structkd.ranking.train import Batch, FitConfig, FitResult, Lists, clear_checkpoint, fit, lists_of, scored_grid
+from structkd.ranking.train import (
+    Batch,
+    FitConfig,
+    FitResult,
+    Lists,
+    clear_checkpoint,
+    fit,
+    lists_of,
+    main_process,
+    scored_grid,
+)
 from structkd.runs import Figure, Run, Series, plain
 from structkd.scores.cache import CachedScorer, Scorer
 from structkd.trec import Run as RankedRun
@@ -117,6 +127,7 @@ def teach(
     folder = None
     if run is not None:
         folder = run.folder / "teacher"
+    if run is not None and folder is not None and main_process():
         scorer.save(folder)
         clear_checkpoint(run)
         run.write_figure("training", training_figure(result, "nDCG@10 held out"))

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from structkd.errors import CorruptFileError
+from structkd.files import inside
 from structkd.scores.id_table import IdTable
 from structkd.scores.manifest import ScoreManifest
 from structkd.scores.merge import first_of_each
@@ -131,6 +132,10 @@ def _item(table: pa.Table) -> pa.DataType:
 def read_pairs(folder: Path, manifest: ScoreManifest, verify: str) -> tuple[tuple[IdTable, IdTable], Csr]:
     """Id tables and lists of a published folder, in memory."""
     entries = {entry["path"]: entry for entry in manifest.files}
+    for path in entries:
+        inside(folder, path)
+    if not any(path.startswith("data/") for path in entries):
+        raise CorruptFileError(f"{folder}: the manifest names no data file. Restore it from a copy.")
     tables = []
     for name in _IDS:
         table, _ = read_parquet(checked_path(folder, entries[f"ids/{name}.parquet"], verify))

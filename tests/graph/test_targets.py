@@ -1,4 +1,3 @@
-import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -7,15 +6,11 @@ import torch
 from torch.nn.functional import one_hot
 
 from structkd import graph
-from structkd.graph.spectral import propagation
-from structkd.graph.targets import choose_target, clamped, confident_answers, pagerank, responses
+from structkd.graph.committee import CommitteeConfig
+from structkd.graph.evaluate import metric_of
+from structkd.graph.targets import Target, choose_target, responses, standard_error
 
-
-@pytest.fixture(autouse=True)
-def _small_committee(monkeypatch):
-    targets = importlib.import_module("structkd.graph.targets")
-    monkeypatch.setattr(targets, "MEMBERS", 1)
-    monkeypatch.setattr(targets, "_MEMBER", replace(targets._MEMBER, epochs=60))
+SMALL = CommitteeConfig(members=1, rounds=2, member=replace(CommitteeConfig().member, epochs=60))
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +22,6 @@ def noise(task: graph.GraphTask, seed: int = 0) -> torch.Tensor:
     return torch.randn(task.num_nodes, task.classes, generator=torch.Generator().manual_seed(seed))
 
 
-def test_pagerank_is_the_closed_form(task):
-    start = noise(task).softmax(dim=1)
-    matrix = propagation(task).dense().numpy().astype(np.float64)
-    exact = 0.2 * np.linalg.solve(np.eye(task.num_nodes) - 0.8 * matrix, start.numpy())
-    np.testing.assert_allclose(pagerank(task, start, 0.2, steps=80).numpy(), exact, atol=1e-5)
-
-
-def test_clamping_puts_training_labels_in_and_no_other(task):
-    start = noise(task).softmax(dim=1)
-    found = clamped(task, start)
-    assert torch.equal(found[task.train], one_hot(task.y[task.train], 3).float())
-    assert torch.equal(found[~task.train], start[~task.train])
-
-
 def test_identity_is_among_the_responses_and_rows_are_distributions(task):
     start = noise(task).softmax(dim=1)
     found = {target.name: target for target in responses(task, start, "teacher")}
@@ -50,18 +31,10 @@ def test_identity_is_among_the_responses_and_rows_are_distributions(task):
         assert bool((target.probabilities >= 0).all())
 
 
-def test_validation_nodes_are_never_trusted(task):
-    answers, trusted = confident_answers(task, noise(task, 1).softmax(dim=1))
-    assert not bool((trusted & task.valid).any())
-    assert bool(trusted[task.train].all())
-    assert torch.equal(answers[task.train].argmax(dim=1), task.y[task.train])
-    assert int((trusted & ~task.train).sum()) > 0
-
-
 def test_the_choice_uses_validation_alone(task):
     """Test labels are blank in the observed view; rewritten ones change nothing."""
     other = replace(task, y=torch.where(task.test, (task.y + 1) % 3, task.y))
-    one, two = (choose_target(each.observed, noise(task), 0) for each in (task, other))
+    one, two = (choose_target(each.observed, noise(task), 0, SMALL) for each in (task, other))
     assert one.name == two.name
     assert torch.equal(one.probabilities, two.probabilities)
 
@@ -69,7 +42,33 @@ def test_the_choice_uses_validation_alone(task):
 def test_a_perfect_teacher_is_kept_on_a_heterophilous_graph():
     task = graph.load("sbm:nodes=300,classes=3,degree=6,homophily=0.05,signal=0.3")
     perfect = 20.0 * one_hot(task.y, 3).float()
-    assert choose_target(task.observed, perfect, 0).name == "teacher"
+    assert choose_target(task.observed, perfect, 0, SMALL).name == "teacher"
+
+
+def test_a_useless_teacher_leaves_the_committee(task):
+    assert choose_target(task.observed, noise(task), 0, SMALL).name == "committee"
+
+
+def test_standard_error_agrees_with_the_paired_formula(task):
+    """Accuracy difference of two guesses: sqrt(var(correct - correct') / n)."""
+    seen = task.observed
+    first, second = (Target("", noise(task, seed).softmax(dim=1), 0.0) for seed in (1, 2))
+    right = [
+        (t.probabilities.argmax(dim=1)[seen.valid] == seen.y[seen.valid]).double().numpy() for t in (first, second)
+    ]
+    exact = np.sqrt(np.var(right[0] - right[1]) / len(right[0]))
+    assert standard_error(seen, first, second, 0) == pytest.approx(exact, rel=0.25)
+    assert standard_error(seen, first, first, 0) == 0
+
+
+def test_standard_error_of_a_ranking_metric_skips_resamples_of_one_class():
+    task = graph.load("sbm:nodes=300,classes=2,degree=4")
+    rare = torch.zeros_like(task.y)
+    rare[torch.nonzero(task.valid).flatten()[0]] = 1
+    seen = replace(task, y=rare, metric="roc_auc")
+    first, second = (Target("", noise(task, seed).softmax(dim=1), 0.0) for seed in (1, 2))
+    assert np.isfinite(standard_error(seen, first, second, 0))
+    assert np.isfinite(metric_of(first.probabilities.log(), seen.y, seen.valid, seen.metric))
 
 
 def test_the_default_method_beats_plain_distillation_of_a_weak_teacher(task):

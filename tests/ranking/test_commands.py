@@ -14,7 +14,7 @@ from structkd.ranking.data import Collection
 from structkd.ranking.evaluate import retrieve
 from structkd.ranking.negatives import bm25_candidates
 from structkd.ranking.students import load_student, student
-from structkd.trec import read_run, write_run
+from structkd.trec import Run, read_run, write_run
 
 
 @pytest.fixture
@@ -172,3 +172,21 @@ def test_cat_and_tk_have_nothing_to_store_and_layers_fit_prett_alone(
     assert "has no vectors; use mode 'rerank'" in capsys.readouterr().err
     assert run(["ranking", "evaluate", *where, "--documents", str(scored)]) == 2
     assert "holds stored layers of a prett model" in capsys.readouterr().err
+
+
+def test_a_run_is_tested_against_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = folder.parent
+    run_of_all = read_run(base / "bm25.run")
+    reversed_lists = {query: (ids[::-1], scores) for query, (ids, scores) in run_of_all.lists.items()}
+    write_run(base / "worse.run", Run(reversed_lists))
+    line = ("evaluate", "--collection", folder, "--run", base / "bm25.run", "--baseline", base / "worse.run")
+    found = output(capsys, *line, "--protocol", "beir", "--per-query", base / "values.json")
+    assert found["protocol"] == "beir"
+    assert found["measures"].keys() == {"nDCG@10", "R@100"}
+    tests = {test["measure"]: test for test in found["baseline"]["tests"]}
+    change = found["measures"]["nDCG@10"] - found["baseline"]["measures"]["nDCG@10"]
+    assert tests["nDCG@10"]["difference"] == pytest.approx(change)
+    assert tests["nDCG@10"]["difference"] > 0
+    assert {"p_value", "t_test", "low", "high", "wins", "losses", "queries"} <= tests["nDCG@10"].keys()
+    values = json.loads((base / "values.json").read_text())
+    assert np.mean(list(values["nDCG@10"].values())) == pytest.approx(found["measures"]["nDCG@10"])

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.stats import ttest_rel
 
 from structkd.errors import DataError, UsageError
 from structkd.ids import Ids, Pairs, Texts
@@ -13,6 +15,7 @@ from structkd.ranking.data import Collection
 from structkd.ranking.evaluate import (
     PROTOCOLS,
     binarised,
+    check_protocol,
     compare,
     evaluate_model,
     evaluate_run,
@@ -154,7 +157,7 @@ def test_compare_is_a_paired_test() -> None:
     assert better.low > 0.15
     assert better.high < 0.35
     same = compare(good, good, "RR@10")
-    assert (same.p_value, same.difference) == (1, 0)
+    assert (same.p_value, same.t_test, same.difference) == (1, 1, 0)
     # five queries, all better: of the 2^5 sign patterns 2 are as extreme, p = 1/16
     few = Collection("few", collection.queries, DOCUMENTS, {query: {"a": 1} for query in ids[:5]})
     two = compare(
@@ -163,11 +166,32 @@ def test_compare_is_a_paired_test() -> None:
         "RR@10",
     )
     assert two.p_value == pytest.approx(1 / 16, abs=0.01)
+    change = np.array([0.5, 0.0] * 20)
+    assert better.t_test == pytest.approx(ttest_rel(change, np.zeros(40)).pvalue)
     assert compare(mixed, good, "RR@10") == better
     with pytest.raises(UsageError, match="different queries"):
         compare(good, evaluate_run(few, run(q1="abc"), "RR@10"), "RR@10")
     with pytest.raises(UsageError, match=r"nDCG@10 was not measured; the result has RR@10"):
         compare(good, good, "nDCG@10")
+
+
+def test_a_protocol_says_when_the_queries_are_not_its_own() -> None:
+    result = evaluate_run(TOY, run(q1="ab", q2="c"), PROTOCOLS["ms-marco-dev-small"])
+    assert list(result.measures) == ["nDCG@10", "RR@10", "AP@1000", "R@1000"]
+    said = check_protocol("ms-marco-dev-small", result)
+    assert said is not None
+    assert "3 judged queries" in said
+    assert "6980" in said
+    assert check_protocol("ms-marco-dev-small", dataclasses.replace(result, queries=6980)) is None
+    assert check_protocol("ms-marco-dev-49k", dataclasses.replace(result, queries=6980)) is not None
+    assert check_protocol("beir", result) is None, "BEIR's collections differ in size"
+
+
+def test_trec_dl_counts_grade_two_and_above_except_in_ndcg() -> None:
+    graded = Collection("graded", QUERIES, DOCUMENTS, {"q1": {"a": 1, "b": 2}})
+    found = evaluate_run(graded, run(q1="ab"), PROTOCOLS["trec-dl"]).measures
+    assert found["RR(rel=2)"] == found["RR(rel=2)@10"] == found["AP(rel=2)@1000"] == 0.5
+    assert found["nDCG@10"] == pytest.approx((1 + 2 / math.log2(3)) / (2 + 1 / math.log2(3)))
 
 
 @pytest.mark.parametrize("measure", ["nDGC@10", "RR@", "", "nDCG@10 foo"])

@@ -308,3 +308,19 @@ def test_checking_files_loads_no_torch() -> None:
 
     code = "import sys, structkd.cli.scores; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_margin_file_of_2020(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    store = pair_store(tmp_path / "s", "t", {"7": {"12": 9.5, "40": -1.25}, "8": {"12": 0.5, "9": 2.0}})
+    (tmp_path / "triples").write_text("8\t9\t12\n7\t12\t40\n7\t12\t40\n")
+    line = ("export", store, "--format", "margin-tsv-ids", "--triples", tmp_path / "triples", "--out", tmp_path / "m")
+    status, found = called(capsys, *line)
+    assert (status, found["rows"]) == (0, 3)
+    want = ["2.0\t0.5\t8\t9\t12", "9.5\t-1.25\t7\t12\t40", "9.5\t-1.25\t7\t12\t40"]
+    assert (tmp_path / "m").read_text().splitlines() == want
+    assert called(capsys, "import", tmp_path / "m", "--out", tmp_path / "again")[1]["format"] == "margin-tsv-ids"
+    for text, message in (("7\t12\n", "triples:1: found 2 columns"), ("7\t12\t9\n", "1 missing")):
+        (tmp_path / "triples").write_text(text)
+        assert run(["scores", *map(str, line)]) == 1
+        assert message in capsys.readouterr().err
+    assert run(["scores", *map(str, (*line[:3], "beir-run", *line[4:]))]) == 2
