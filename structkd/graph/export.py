@@ -89,10 +89,8 @@ def export(
         raise UsageError(f"a student of type {type(student).__name__} has no export yet; expected a plain MLP.")
     if {"onnx", "int8"} & set(formats):
         _require_onnx()
-    layers = [
-        (np.ascontiguousarray(weight), bias)
-        for weight, bias in ((_array(layer.weight), _array(layer.bias)) for layer in student.layers)
-    ]
+    maps: list[Any] = list(student.layers)
+    layers = [(_array(layer.weight), _array(layer.bias)) for layer in maps]
     wanted = predict(student, x).numpy()
     rows = (x.dense() if isinstance(x, SparseMatrix) else x).numpy()
     folder = Path(folder)
@@ -215,4 +213,4 @@ def _require_onnx() -> None:
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    return tensor.detach().cpu().numpy()
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())

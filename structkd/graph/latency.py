@@ -138,8 +138,9 @@ def _timed(
     name: str, answer: Callable[[Tensor], Tensor], batch: int, asked: Sequence[Tensor], cold: int, flush: Any
 ) -> dict[str, Any]:
     first, *warm = [_milliseconds(answer, rows) for rows in asked]
-    out = {"model": name, "batch": batch, **_percentiles(warm), "first_ms": first}
-    out["nodes_per_second"] = batch / out["p50_ms"] * 1e3
+    found = _percentiles(warm)
+    out: dict[str, Any] = {"model": name, "batch": batch, **found, "nodes_per_second": batch / found["p50_ms"] * 1e3}
+    out["first_ms"] = first
     if cold:
         times = []
         for rows in asked[:cold]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -177,17 +178,16 @@ def layerwise_logits(model: nn.Module, task: GraphTask, batch: int = 1 << 14) ->
 
 def _layerwise_convolutions(model: Gcn | Sage, task: GraphTask, batch: int) -> Tensor:
     out: Features = task.x
-    for depth, layer in enumerate(model.layers):
-        inputs, outputs = layer.weight.shape  # type: ignore[misc, union-attr]
-        sum_first = isinstance(out, Tensor) and inputs < outputs
-        if sum_first:
-            assert isinstance(out, Tensor)
-            out = propagated(task, out, model.self_loops, model.normalisation)
+    normalisation: Any = model.normalisation
+    layers: list[Any] = list(model.layers)
+    for depth, layer in enumerate(layers):
+        inputs, outputs = layer.weight.shape
+        if isinstance(out, Tensor) and inputs < outputs:
+            out = propagated(task, out, model.self_loops, normalisation)
             out = _by_rows(layer, out, batch)
         else:
-            weight: Any = layer.weight
-            out = _by_rows(lambda x, w=weight: x.product(w) if isinstance(x, SparseMatrix) else x @ w, out, batch)
-            out = propagated(task, out, model.self_loops, model.normalisation)
+            out = _by_rows(partial(_mapped, layer.weight), out, batch)
+            out = propagated(task, out, model.self_loops, normalisation)
             if layer.bias is not None:
                 out += layer.bias
         if depth < len(model.layers) - 1:
@@ -196,11 +196,15 @@ def _layerwise_convolutions(model: Gcn | Sage, task: GraphTask, batch: int) -> T
     return out
 
 
+def _mapped(weight: Tensor, x: Features) -> Tensor:
+    return x.product(weight) if isinstance(x, SparseMatrix) else x @ weight
+
+
 def _layerwise_attention(model: Gat, task: GraphTask, batch: int) -> Tensor:
     sampler = NeighbourSampler.of(task, [ALL])
     out: Features = task.x
     for depth, attention in enumerate(model.attention):
-        mapped = _by_rows(lambda x, layer=depth: model.mapped(layer, x), out, batch)
+        mapped = _by_rows(partial(model.mapped, depth), out, batch)
         parts = []
         for rows in chunks(task.num_nodes, batch):
             (block,) = sampler.blocks(np.arange(rows.start, rows.stop))

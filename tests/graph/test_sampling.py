@@ -150,7 +150,7 @@ def test_a_teacher_of_samples_is_as_good(name):
 def test_wrong_calls_say_so(task):
     with pytest.raises(UsageError, match=r"fan-out '5,x': expected whole numbers, as in 5,5"):
         parsed_fan_outs("5,x", 2)
-    with pytest.raises(UsageError, match=r"fan-out '5': 1 numbers for a teacher of 2 layers; give one each"):
+    with pytest.raises(UsageError, match=r"fan-out '5': 1 numbers for a teacher of 2 layers; give one per layer"):
         parsed_fan_outs("5", 2)
     assert parsed_fan_outs("5, all", 2) == (5, ALL)
     with pytest.raises(UsageError, match=r"fan-outs \(0,\): expected one number per layer, each 1 or more"):
