@@ -68,9 +68,16 @@ def configured(part: dict[str, Any], options: argparse.Namespace, start: str) ->
     values["collections"] = tuple(
         ",".join(str(Path(options.data, name)) for name in pair.split(",")) for pair in values["collections"]
     )
-    loop = DistillConfig(epochs=2, batch_lists=4, learning_rate=2e-4, held_out=0.0, validate_on="none")
-    if "tk" in values.get("students", ()):
-        loop = DistillConfig(epochs=2, batch_lists=4, held_out=0.0, validate_on="none")  # each student's own rate
+    # cosines spread by .2 within a list, the students' scaled scores by 4: margins need one scale
+    own_rate = "tk" in values.get("students", ())  # each student's own rate
+    loop = DistillConfig(
+        epochs=2,
+        batch_lists=4,
+        learning_rate=0.0 if own_rate else 2e-4,
+        target_transform=options.transform,
+        held_out=0.0,
+        validate_on="none",
+    )
     return BenchConfig(init=start, distill=loop, **values)
 
 
@@ -79,6 +86,7 @@ def main() -> None:
     for name in ("data", "init", "work"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--transform", default="standardise", choices=["standardise", "auto"])
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -88,7 +96,9 @@ def main() -> None:
         config = configured(PARTS[name], options, start)
         found = bench(config, work / name)
         revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS, capture_output=True, text=True).stdout
-        loop = {key: getattr(config.distill, key) for key in ("epochs", "batch_lists", "list_size", "learning_rate")}
+        loop = {
+            key: getattr(config.distill, key) for key in ("epochs", "batch_lists", "learning_rate", "target_transform")
+        }
         result = {
             "command": f"python benchmarks/quality_ranking_bench.py --parts {name}",
             "commit": revision.strip(),
