@@ -8,7 +8,10 @@ batches of 4096 nodes and 1024 edges. Each size runs in a process of its own, so
 
 python benchmarks/bench_graph_scale.py --work FOLDER [--nodes 100000 2400000 500000]
 
-One thread. About 8 minutes of CPU and 5 GB of disk for all sizes; a size that has finished is not run again.
+Then, on the largest graph, what an answer costs for 10 nodes that training never saw: the student, and GraphSAGE of two
+and three layers with full neighbourhoods (as GLNN timed its teacher) and with fan-outs; the fetch counts.
+
+One thread. About 12 minutes of CPU and 5 GB of disk for all sizes; a size that has finished is not run again.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,7 @@ from structkd.graph.data import clean_edges
 from structkd.graph.distillation import predict
 from structkd.graph.evaluate import report
 from structkd.graph.minibatch import streamed_targets
-from structkd.graph.storage import save_student, save_teacher
+from structkd.graph.storage import load_student, load_teacher, save_student, save_teacher
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES, FEATURES, EDGES_PER_NODE, HOMOPHILY, SIGNAL = 47, 100, 62 / 2.4, 0.5, 0.3
@@ -176,13 +180,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for generated graphs and finished sizes")
     parser.add_argument("--nodes", type=int, nargs="+", default=[100_000, 2_400_000, 500_000])
-    parser.add_argument("--stage", choices=["generate", "run"], help="used by the script itself")
+    parser.add_argument("--stage", choices=["generate", "run", "latency"], help="used by the script itself")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.stage:
         folder = arguments.work / str(arguments.nodes[0])
         if arguments.stage == "generate":
             generate(arguments.nodes[0], folder)
+        elif arguments.stage == "latency":
+            (folder / "latency.json").write_text(json.dumps(requests(folder)), encoding="utf-8")
         else:
             (folder / "row.json").write_text(json.dumps(one_size(folder)), encoding="utf-8")
         return
@@ -193,16 +199,53 @@ def main() -> None:
                 command = [sys.executable, __file__, "--work", str(arguments.work), "--nodes", str(nodes)]
                 subprocess.run([*command, "--stage", stage], check=True)
         write([arguments.work / str(size) / "row.json" for size in sorted(arguments.nodes)])
+    folder = arguments.work / str(max(arguments.nodes))
+    if not (folder / "latency.json").is_file():
+        command = [sys.executable, __file__, "--work", str(arguments.work), "--nodes", str(max(arguments.nodes))]
+        subprocess.run([*command, "--stage", "latency"], check=True)
+    value = stamp("python benchmarks/bench_graph_scale.py --work FOLDER")
+    value |= json.loads((folder / "latency.json").read_text("utf-8"))
+    (RESULTS / "graph_latency.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def requests(folder: Path) -> dict[str, Any]:
+    """Time per request of 1 and 10 unseen nodes; a three-layer teacher has random weights, which cost the same."""
+    task = mapped_task(folder)
+    student, trained = load_student(folder / "student"), load_teacher(folder / "teacher", task)
+    deep = replace(trained.config, layers=3, fan_out="5,5,5")
+    torch.manual_seed(0)
+    untrained = replace(trained, model=deep.build(FEATURES, CLASSES), config=deep)
+    cases = {
+        "2 layers, all neighbours": (trained, None, 20, 5), "2 layers, fan-out 5,5": (trained, (5, 5), 100, 20),
+        "3 layers, all neighbours": (untrained, None, 2, 1), "3 layers, fan-out 5,5,5": (untrained, (5, 5, 5), 100, 20),
+    }  # fmt: skip
+    out = []
+    for name, (teacher, fan_outs, repeats, cold) in cases.items():
+        batches = (10,) if repeats == 2 else (1, 10)
+        found = graph.latency(task, teacher, student, batches, repeats, fan_outs=fan_outs, cold=cold)
+        out.append({
+            "teacher": name, "repeats": repeats, "cold_repeats": cold, "speedup": found.speedup,
+            "cold_speedup": found.cold_speedup, "rows": list(found.rows),
+        })  # fmt: skip
+        print(name, f"{found.speedup:.0f}x warm, {found.cold_speedup:.0f}x cold", file=sys.stderr, flush=True)
+    return {"nodes": task.num_nodes, "goal": 273, "speedup": out[0]["speedup"], "peak_gb": gigabytes(), "cases": out}
+
+
+def stamp(command: str) -> dict[str, Any]:
+    """Command, commit and machine."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "command": command, "commit": done.stdout.strip(),
+        "machine": f"{platform.machine()}, one thread, shared with other work; seconds of CPU time where it says so",
+    }  # fmt: skip
 
 
 def write(finished: list[Path]) -> None:
     """The result of every size that has finished."""
     rows = [json.loads(path.read_text("utf-8")) for path in finished if path.is_file()]
     largest, smallest = rows[-1], rows[0]
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     value = {
-        "command": "python benchmarks/bench_graph_scale.py --work FOLDER", "commit": done.stdout.strip(),
-        "machine": f"{platform.machine()}, one thread, shared with other work; seconds of CPU time where it says so",
+        **stamp("python benchmarks/bench_graph_scale.py --work FOLDER"),
         "teacher": vars(TEACHER), "student": vars(STUDENT), "goal_peak_gb": 12, "peak_gb": largest["peak_gb"],
         "epoch_cpu_seconds": largest["epoch_cpu_seconds"],
         "growth": {

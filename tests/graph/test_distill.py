@@ -214,11 +214,11 @@ def test_bench_continues_after_an_interruption(tmp_path, monkeypatch):
     whole = graph.bench(config(), tmp_path / "whole")
     real, calls = bench_module.distill, []
 
-    def breaking(*arguments):
+    def breaking(*arguments, **named):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(bench_module, "distill", breaking)
     with pytest.raises(KeyboardInterrupt):
