@@ -33,7 +33,8 @@ def operators(model: nn.Module, blocks: Sequence[Block]) -> list[Operator]:
         UsageError: a model that does not run on sampled neighbourhoods.
     """
     if isinstance(model, Gcn | Sage):
-        return [block.operator(model.self_loops, model.normalisation) for block in blocks]
+        normalisation: Any = model.normalisation
+        return [block.operator(model.self_loops, normalisation) for block in blocks]
     if isinstance(model, Gat):
         return [(block.edges(), block.num_targets) for block in blocks]
     raise UsageError(f"teacher {type(model).__name__.lower()} cannot be sampled; expected gcn, sage or gat.")

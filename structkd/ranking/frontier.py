@@ -64,7 +64,7 @@ def _dense(scorer: Encoder, documents: list[str]) -> tuple[float, Callable[[Pair
     matrix, place = scorer.encode(documents, "document"), {text: row for row, text in enumerate(documents)}
 
     def answer(pairs: Pairs) -> Any:
-        query = scorer.encode(pairs.query_texts[:1], "query")[0]
+        query = scorer.encode([f"{pairs.query_texts[0]} "], "query")[0]  # vectors of texts met before are remembered
         return matrix[[place[text] for text in pairs.document_texts]] @ query
 
     return matrix.nbytes / len(documents), answer

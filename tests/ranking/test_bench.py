@@ -14,6 +14,9 @@ from structkd.ranking.bench import BenchConfig, bench
 from structkd.ranking.data import Collection
 from structkd.ranking.datasets import write
 from structkd.ranking.distillation import DistillConfig
+from structkd.ranking.encoders import BiScorer
+from structkd.ranking.frontier import QUERIES, cost_of
+from structkd.ranking.negatives import bm25_candidates
 from structkd.runs import Run
 
 
@@ -86,3 +89,13 @@ def test_the_command_prints_one_object(config: BenchConfig, tmp_path: Path, caps
     assert set(found) == {"rows", "frontier", "asked", "out"}
     assert found["rows"][0]["objective"] == "margin-mse"
     assert "p_first" not in found["rows"][0], "nothing to test it against"
+
+
+def test_a_query_whose_vector_is_remembered_is_encoded_again_for_the_clock(small: Collection, tiny: str) -> None:
+    scorer, lists = BiScorer(tiny), bm25_candidates(small, 5)
+    scorer.score(small.pairs_of(lists))
+    before = scorer.encoded
+    found = cost_of(scorer, lists, small)
+    assert scorer.encoded - before == min(QUERIES + 1, len(lists.lists))
+    assert found["bytes_per_document"] == 4 * 32
+    assert found["candidates"] <= 5
