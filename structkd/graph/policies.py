@@ -230,6 +230,12 @@ class _Policy:
 
     # the method that policies stand beside
 
+    def _prepares_its_own(self) -> UsageError:
+        return UsageError(
+            f"method {self.lesson.config.method} prepares inputs or targets of its own; --head, --acquire, --keep "
+            "and tgeo need a method of features and logits alone, as glnn, ff-g2m or mlp."
+        )
+
     def _base(self) -> tuple[Mlp, Features, Teaching | None]:
         """The student, its input, and the method's own teaching (None for one of labels alone)."""
         lesson, headed = self.lesson, self._headed()
@@ -244,12 +250,12 @@ class _Policy:
                 part = subgraph(self.seen, self.asked)
             view = None if headed is None else (_TeacherHead(headed) if headed.head == "dual" else headed)
             logits = self.teacher[self.asked]
+            alone = self._own_labels or headed is not None
+            if alone and self.method.chosen:  # before its target is prepared, which takes a while
+                raise self._prepares_its_own()
             teaching = self.method.teach(replace(lesson, seen=part, logits=logits, config=config, built=view))
-            if (self._own_labels or headed is not None) and (teaching.inputs is not RAW or self.method.chosen):
-                raise UsageError(
-                    f"method {lesson.config.method} prepares inputs or targets of its own; --head, --acquire, --keep "
-                    "and tgeo need a method of features and logits alone, as glnn, ff-g2m or mlp."
-                )
+            if alone and teaching.inputs is not RAW:
+                raise self._prepares_its_own()
         student = headed or (lesson.student() if teaching is None else teaching.student)
         if not isinstance(student, Mlp):
             raise UsageError(f"method {lesson.config.method} has a student of its own kind; policies need a plain MLP.")
