@@ -36,13 +36,20 @@ def results() -> str:
 
 
 def _ranking(name: str, value: dict[str, Any]) -> list[str]:
-    columns = list(dict.fromkeys(key for row in value["rows"] for key in row if key != "seconds"))
-    lines = [f"## {value['dataset']}", "", f"One seed. `{name}`", ""]
+    rows = [{key: cell for key, cell in row.items() if key != "seconds" and _shown(cell)} for row in value["rows"]]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    seeds = max((len(row["seeds"]) for row in value["rows"] if "seeds" in row), default=1)
+    lines = [f"## {value['dataset']}", "", f"{'One seed' if seeds == 1 else f'{seeds} seeds'}. `{name}`", ""]
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in value["rows"]:
+    for row in rows:
         cells = [row.get(column, "") for column in columns]
         lines.append("| " + " | ".join(f"{c:.4f}" if isinstance(c, float) else str(c) for c in cells) + " |")
     return [*lines, ""]
+
+
+def _shown(cell: Any) -> bool:
+    """Numbers and words fit a table; the values of each seed and counts stay in the file."""
+    return isinstance(cell, str | int | float)
 
 
 def _graph(name: str, value: dict[str, Any]) -> list[str]:
