@@ -1,5 +1,6 @@
 """`structkd ranking evaluate`: measure a run or a model, and test it against another."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from structkd.errors import UsageError
 from structkd.files import write_json
 from structkd.progress import note
 from structkd.ranking import datasets
-from structkd.ranking.data import Collection
+from structkd.ranking.data import Collection, read_qrels
 from structkd.ranking.evaluate import (
     EvaluateConfig,
     EvaluationResult,
@@ -36,6 +37,7 @@ def evaluate_command(
     baseline: Path | None = None,
     candidates: Path | None = None,
     split: str | None = None,
+    qrels: Path | None = None,
     per_query: Path | None = None,
     documents: Path | None = None,
     common: Common = Common(),
@@ -50,12 +52,15 @@ def evaluate_command(
         baseline: Run that the result is tested against, query by query: randomisation test, t-test, bootstrap.
         candidates: Run that the model re-ranks; BM25's by default.
         split: Judgements to measure with; the test split by default.
+        qrels: Judgements of a file in place of the collection's, for example the full ones of a pooled collection.
         per_query: JSON file for the values of each query.
         documents: Stored layers of the documents for a prett model, as `ranking encode` writes them.
     """
     if (model is None) == (run is None):
         raise UsageError("give either --run FILE or --model FOLDER.")
     loaded, measures = datasets.load(collection, split), config.protocol or config.measures
+    if qrels is not None:
+        loaded = replace(loaded, qrels=read_qrels(qrels, loaded.queries.ids))
     if run is not None:
         # a run file is cut as deep as the protocol goes, as a model's own list is
         ranked = read_run(run).cut(config.depth) if config.protocol else read_run(run)

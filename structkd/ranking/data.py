@@ -99,7 +99,7 @@ def load(path: str | Path, split: str | None = None) -> Collection:
     source = _qrels_file(folder, split)
     if source is None:
         return Collection(folder.name, queries, documents)
-    collection = Collection(folder.name, queries, documents, _read_qrels(source, queries.ids))
+    collection = Collection(folder.name, queries, documents, read_qrels(source, queries.ids))
     if source.parent.name != "qrels":
         return collection
     test = folder / "qrels" / "test.tsv"
@@ -107,7 +107,7 @@ def load(path: str | Path, split: str | None = None) -> Collection:
     if source.stem in ("test", "dev") or not test.is_file():
         return chosen
     named = dataclasses.replace(chosen, name=f"{folder.name}/{source.stem}")
-    return _without_repeats(named, collection.with_queries(_read_qrels(test, queries.ids)).queries)
+    return _without_repeats(named, collection.with_queries(read_qrels(test, queries.ids)).queries)
 
 
 def splits(path: str | Path) -> list[str]:
@@ -185,8 +185,16 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, value
 
 
-def _read_qrels(path: Path, queries: Ids) -> dict[str, dict[str, int]]:
-    """Judgements: `query document grade` with or without a header, or TREC's `query 0 document grade`."""
+def read_qrels(path: Path, queries: Ids) -> dict[str, dict[str, int]]:
+    """Judgements by query and document: `query document grade` with or without a header, or TREC's four columns.
+
+    Args:
+        path: the file, plain or gzip.
+        queries: what may be judged. Documents are not checked: those that a pool lacks count in the ideal ranking.
+
+    Raises:
+        DataError: with file and line: a malformed line, an unknown query, a pair that is judged twice.
+    """
     qrels: dict[str, dict[str, int]] = {}
     first = True
     for number, line in read_lines(path):

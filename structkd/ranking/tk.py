@@ -156,7 +156,7 @@ class TkModel(nn.Module):
         words = self.embedding(tokens)
         # attention over nothing is not a number; a text without words attends to its padding and is masked below
         padding = ~mask & mask.any(-1, keepdim=True)
-        context = self.encoder(words + positions(tokens.shape[1], offset, words), src_key_padding_mask=padding)
+        context = self.encoder(words + positions(offset, words), src_key_padding_mask=padding)
         mixed = self.mixing * words + (1 - self.mixing) * context
         return nn.functional.normalize(torch.where(mask[:, :, None], mixed, 0), dim=-1)
 
@@ -303,12 +303,12 @@ def kernel_sums(
     return torch.stack(sums, dim=-1)
 
 
-def positions(length: int, offset: int, like: Tensor) -> Float[Tensor, "length dimension"]:
+def positions(offset: int, words: Float[Tensor, "*texts length dimension"]) -> Float[Tensor, "length dimension"]:
     """Sinusoids [all sines | all cosines] with time scales from 1 to 10,000, of the positions from `offset` on."""
-    half = like.shape[-1] // 2
-    scales = torch.exp(-math.log(1e4) / (half - 1) * torch.arange(half, device=like.device, dtype=torch.float32))
-    angles = torch.arange(offset, offset + length, device=like.device, dtype=torch.float32)[:, None] * scales
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)
+    length, half = words.shape[-2], words.shape[-1] // 2
+    scales = torch.exp(-math.log(1e4) / (half - 1) * torch.arange(half, device=words.device, dtype=torch.float32))
+    angles = torch.arange(offset, offset + length, device=words.device, dtype=torch.float32)[:, None] * scales
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(words.dtype)
 
 
 @contextmanager

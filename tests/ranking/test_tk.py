@@ -64,7 +64,7 @@ def test_score_is_the_slow_loop(scorer: TkScorer) -> None:
 
 
 def test_positions_are_sines_then_cosines() -> None:
-    found = positions(3, 500, torch.zeros(8, dtype=torch.float64))
+    found = positions(500, torch.zeros(3, 8, dtype=torch.float64))
     scales = [1.0, 1e4 ** (-1 / 3), 1e4 ** (-2 / 3), 1e-4]
     for step in range(3):
         angles = [(500 + step) * scale for scale in scales]
