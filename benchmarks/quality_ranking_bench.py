@@ -40,12 +40,17 @@ PARTS: dict[str, dict[str, Any]] = {
         "seeds": (0, 1, 2),
         "test_queries": 100,
     },
-    "dl19": {"collections": ("msmarco-dl19,msmarco-dl22",), "seeds": (0, 1)},
-    "cranfield": {"collections": ("cranfield",), "seeds": (0, 1), "retrieve": True},
+    "dl19": {"collections": ("msmarco-dl19,msmarco-dl22",), "seeds": (0, 1, 2)},
+    "cranfield": {"collections": ("cranfield",), "seeds": (0, 1, 2), "retrieve": True},
     "wikiqa_students": {"collections": WIKIQA, "students": ("colbert", "tk", "prett", "cat"), "test_queries": 100},
-    "scifact": {"collections": ("scifact",)},
-    "cisi": {"collections": ("cisi",), "retrieve": True},
-    "nfcorpus": {"collections": ("nfcorpus",)},
+    "tk": {
+        "collections": ("msmarco-dl19,msmarco-dl22", "scifact", "cranfield", "cisi", "nfcorpus"),
+        "students": ("tk",),
+        "seeds": (0, 1, 2),
+    },
+    "scifact": {"collections": ("scifact",), "seeds": (0, 1, 2)},
+    "cisi": {"collections": ("cisi",), "seeds": (0, 1, 2), "retrieve": True},
+    "nfcorpus": {"collections": ("nfcorpus",), "seeds": (0, 1, 2)},
 }
 
 
@@ -58,6 +63,15 @@ def two_layers(init: str, folder: Path) -> str:
         model[0].auto_model.config.num_hidden_layers = 2
         model.save(str(folder))
     return str(folder)
+
+
+def share_scores(work: Path, name: str) -> None:
+    """All parts read and fill one score cache."""
+    kept = work / "scores"
+    kept.mkdir(parents=True, exist_ok=True)
+    (work / name).mkdir(exist_ok=True)
+    if not (work / name / "scores").exists():
+        (work / name / "scores").symlink_to(kept, target_is_directory=True)
 
 
 def configured(part: dict[str, Any], options: argparse.Namespace, start: str) -> BenchConfig:
@@ -94,6 +108,7 @@ def main() -> None:
     start = two_layers(options.init, work / "start")
     for name in options.parts:
         config = configured(PARTS[name], options, start)
+        share_scores(work, name)
         found = bench(config, work / name)
         revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS, capture_output=True, text=True).stdout
         loop = {

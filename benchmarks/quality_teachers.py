@@ -1,4 +1,4 @@
-"""Is a student of two teachers better than a student of one? Real runs of MS MARCO, training on DL'22, testing on DL'19.
+"""Is a student of two teachers better than a student of one? MS MARCO, training on DL'22, testing on DL'19.
 
     python benchmarks/quality_teachers.py --data COLLECTIONS --init ALL_MINILM_L6_V2 --work DIR
 
