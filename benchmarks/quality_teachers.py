@@ -2,7 +2,7 @@
 
     python benchmarks/quality_teachers.py --data COLLECTIONS --init ALL_MINILM_L6_V2 --work DIR
 
-Teachers: all-MiniLM-L6-v2, the published SPLADE++ run, and both (`z-mean`: each standardised within a list, then the
+Teachers: all-MiniLM-L6-v2 (64 tokens of a text), the published SPLADE++ run, and both (`z-mean`: each standardised within a list, then the
 mean). All are asked about the same lists, SPLADE++'s own, so every teacher has a score for every pair. The student
 (two layers of the model) trains by Margin-MSE for a fixed number of epochs with nothing chosen on the way, and orders
 SPLADE++'s first documents of DL'19, which has full judgements. Cells are kept in DIR and read back.
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from quality_ranking_bench import RESULTS, two_layers
+from quality_ranking_bench import RESULTS, short_sighted, two_layers
 
 from structkd.files import read_json, write_json
 from structkd.ranking import datasets, student
@@ -33,7 +33,7 @@ from structkd.trec import Run
 
 SPLADE = "runs/splade_p_p_ensemble_distil.tsv"
 MEASURE = "nDCG@10"
-QUERIES, CANDIDATES, DEPTH, LENGTH = 40, 16, 50, 64
+QUERIES, CANDIDATES, DEPTH, LENGTH = 32, 16, 30, 64
 LOOP = DistillConfig(
     epochs=2, batch_lists=4, learning_rate=2e-4, target_transform="standardise", held_out=0.0, validate_on="none"
 )
@@ -62,7 +62,7 @@ class Comparison:
         chosen = sorted(runs[0].run.lists)[:QUERIES]
         self.lists = spread(Run({query: runs[0].run.lists[query] for query in chosen}), CANDIDATES)
         self.test_lists = runs[1].run.cut(DEPTH)
-        minilm = CachedScorer(load_student(init), work / "scores")
+        minilm = CachedScorer(load_student(short_sighted(init, work / f"teacher-{LENGTH}", LENGTH)), work / "scores")
         self.teachers: dict[str, tuple[Scorer, Scorer]] = {  # on training lists, on test lists
             "MiniLM": (minilm, minilm),
             "SPLADE++": (runs[0], runs[1]),
