@@ -2,10 +2,11 @@
 
     python benchmarks/bench_ranking_trainer.py --data DIR_OF_COLLECTIONS --init ALL_MINILM_L6_V2 --work DIR --out FILE
 
-Three arms train the same two layers of all-MiniLM-L6-v2 on the same lists of 16 (the teacher's first document against
-15 others), equal steps, equal comparisons a step, learning rate, schedule, dropout and precision (float32):
+Four arms train the same two layers of all-MiniLM-L6-v2 on the same lists of 16 (the teacher's first document against
+15 others), equal steps, equal comparisons a step, learning rate, schedule, precision (float32) and, but for `plain`, dropout:
 
     structkd   lists; each query and document encoded once a step
+    plain      the same without dropout (`--no-dropout`)
     rows       sentence-transformers, one row per list: query, positive, 15 negatives
     triples    sentence-transformers, one row per (query, positive, negative)
 
@@ -45,7 +46,7 @@ from structkd.runs import versions
 from structkd.trec import read_run
 
 SIZE, RATE, SCALE = 16, 1e-4, 20.0
-ARMS = ("structkd", "rows", "triples")
+ARMS = ("structkd", "rows", "triples", "plain")
 
 
 def two_layers(init: str) -> SentenceTransformer:
@@ -101,14 +102,15 @@ def scaled(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def structkd_arm(
-    model: SentenceTransformer, lists: Lists, batch_lists: int, steps: int, seed: int, work: Path
+    model: SentenceTransformer, lists: Lists, batch_lists: int, steps: int, seed: int, work: Path, dropout: bool
 ) -> Callable[[], Any]:
     def loss_of(student: torch.nn.Module, batch: Batch) -> torch.Tensor:
         return margin_mse(SCALE * scored_grid(student, batch), batch.targets, mask=batch.mask, pairs="first")
 
     config = FitConfig(
-        epochs=99, max_steps=steps, batch_lists=batch_lists, list_size=SIZE, learning_rate=RATE, seed=seed
-    )
+        epochs=99, max_steps=steps, batch_lists=batch_lists, list_size=SIZE, learning_rate=RATE, seed=seed,
+        dropout=dropout,
+    )  # fmt: skip
     student = BiScorer(model)
     return lambda: fit(student, lists, loss_of, config)
 
@@ -139,7 +141,9 @@ def library_arm(
 def training(arm: str, model: SentenceTransformer, *rest: Any) -> Callable[[], Any]:
     """One training of one arm, ready to start."""
     torch.manual_seed(0)
-    return structkd_arm(model, *rest) if arm == "structkd" else library_arm(model, *rest, triples=arm == "triples")
+    if arm in ("structkd", "plain"):
+        return structkd_arm(model, *rest, dropout=arm == "structkd")
+    return library_arm(model, *rest, triples=arm == "triples")
 
 
 def timed(action: Callable[[], Any]) -> dict[str, float]:
@@ -217,7 +221,7 @@ def final_quality(part: dict[str, Any], options: argparse.Namespace, run: int) -
     for name, model in models.items():
         results[name] = quality(model, collection, data, 20)
     found: dict[str, Any] = {name: round(result.measures["nDCG@10"], 4) for name, result in results.items()}
-    tests = {arm: compare(results[arm], results["structkd"], "nDCG@10") for arm in ("rows", "triples")}
+    tests = {arm: compare(results[arm], results["structkd"], "nDCG@10") for arm in ("rows", "triples", "plain")}
     return found | {f"p against {arm}": round(test.p_value, 4) for arm, test in tests.items()}
 
 
@@ -225,13 +229,17 @@ def summary(runs: list[dict[str, Any]], part: dict[str, Any]) -> dict[str, Any]:
     """Medians over runs; a ratio is taken within its run."""
     compared = part["steps"] * part["batch_lists"] * (SIZE - 1)
     found: dict[str, Any] = {"comparisons": compared}
-    for arm in ARMS:
+    arms = [arm for arm in ARMS if all(arm in run for run in runs)]  # older runs have no arm without dropout
+    for arm in arms:
         rates = [compared / run[arm]["cpu_s"] for run in runs]
         found[f"{arm}: pairs per processor second"] = round(float(np.median(rates)), 2)
     for arm in ("rows", "triples"):
         ratios = [run[arm]["cpu_s"] / run["structkd"]["cpu_s"] for run in runs]
         found[f"speedup over {arm}"] = round(float(np.median(ratios)), 2)
         found[f"speedup over {arm}, each run"] = [round(ratio, 2) for ratio in ratios]
+        if "plain" in arms:
+            ratios = [run[arm]["cpu_s"] / run["plain"]["cpu_s"] for run in runs]
+            found[f"plain: speedup over {arm}"] = round(float(np.median(ratios)), 2)
     return found
 
 

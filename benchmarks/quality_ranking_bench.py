@@ -3,7 +3,8 @@
     python benchmarks/quality_ranking_bench.py --data COLLECTIONS --init ALL_MINILM_L6_V2 --work DIR [--parts a b]
 
 Students start from two layers of all-MiniLM-L6-v2 (tk from nothing); teachers are the whole six layers (T1), the same
-reading no more of a text than the students do (T1-64), and T1 with BM25 (T2). Cells are small on purpose: 32 training queries, 16 candidates each, texts cut to 64 tokens.
+reading no more of a text than the students do (T1-64), and T1 with BM25 (T2). Cells are small on purpose: 32 training
+queries, 16 candidates each, texts cut to 64 tokens, a fixed number of epochs with nothing chosen on the way.
 One JSON per part in results/; finished cells are kept in DIR and read back.
 """
 

@@ -2,10 +2,10 @@
 
     python benchmarks/quality_teachers.py --data COLLECTIONS --init ALL_MINILM_L6_V2 --work DIR
 
-Teachers: all-MiniLM-L6-v2 (64 tokens of a text), the published SPLADE++ run, and both (`z-mean`: each standardised within a list, then the
-mean). All are asked about the same lists, SPLADE++'s own, so every teacher has a score for every pair. The student
-(two layers of the model) trains by Margin-MSE for a fixed number of epochs with nothing chosen on the way, and orders
-SPLADE++'s first documents of DL'19, which has full judgements. Cells are kept in DIR and read back.
+Teachers: all-MiniLM-L6-v2 (64 tokens of a text), the published SPLADE++ run, and both (`z-mean`: each standardised
+within a list, then the mean). All are asked about the same lists, SPLADE++'s own, so every teacher has a score for every
+pair. The student (two layers of the model) trains by Margin-MSE for a fixed number of epochs with nothing chosen on the
+way, and orders SPLADE++'s first documents of DL'19, which has full judgements. Cells are kept in DIR and read back.
 """
 
 import argparse
@@ -62,7 +62,8 @@ class Comparison:
         chosen = sorted(runs[0].run.lists)[:QUERIES]
         self.lists = spread(Run({query: runs[0].run.lists[query] for query in chosen}), CANDIDATES)
         self.test_lists = runs[1].run.cut(DEPTH)
-        minilm = CachedScorer(load_student(short_sighted(init, work / f"teacher-{LENGTH}", LENGTH)), work / "scores")
+        model = load_student(short_sighted(init, work / f"teacher-{LENGTH}", LENGTH))
+        minilm = CachedScorer(model, work / "scores" / model.spec.fingerprint[:16])
         self.teachers: dict[str, tuple[Scorer, Scorer]] = {  # on training lists, on test lists
             "MiniLM": (minilm, minilm),
             "SPLADE++": (runs[0], runs[1]),

@@ -327,7 +327,6 @@ class Lesson:
             return
         scores, mask = (torch.from_numpy(part) for part in grids(self.held, student_scores(self.student, self.held)))
         scores, teacher = self.scale * scores, torch.from_numpy(grids(self.held, self.held.targets)[0])
-        self.student.train()
         closed = ~mask
         log_p = teacher.masked_fill(closed, -1e30).log_softmax(-1)
         log_q = scores.masked_fill(closed, -1e30).log_softmax(-1)

@@ -220,6 +220,21 @@ def test_gradient_caching_trains_to_the_same_weights(small: Collection, tiny: st
     torch.testing.assert_close(ends[True], ends[False], rtol=0, atol=1e-6)
 
 
+def test_without_dropout_a_step_is_a_function_of_the_weights(small: Collection, tiny: str) -> None:
+    """Two seeds draw other noise; a first loss that is the same, and that of evaluation, was drawn without any."""
+    lists = make_lists(small).take([0, 1])
+    batch = batch_of(lists, [np.arange(*lists.offsets[i : i + 2]) for i in (0, 1)], [0, 1])
+
+    def first(dropout: bool, seed: int) -> float:
+        config = replace(CONFIG, max_steps=1, seed=seed, dropout=dropout)
+        return float(fit(BiScorer(tiny), lists, loss_of, config).history[0]["loss"])
+
+    with torch.no_grad():
+        still = float(loss_of(BiScorer(tiny).eval(), batch))
+    assert first(False, 0) == pytest.approx(first(False, 1), rel=1e-6) == pytest.approx(still, rel=1e-5)
+    assert abs(first(True, 0) - first(True, 1)) > 1e-4 * still
+
+
 def test_bf16_on_the_cpu_trains_and_keeps_float32_weights(small: Collection, tiny: str) -> None:
     lists = make_lists(small).take(range(4))
     start = torch.cat([p.detach().flatten() for p in BiScorer(tiny).parameters()])
