@@ -3,7 +3,8 @@
     python benchmarks/bench_ranking_trainer.py --data DIR_OF_COLLECTIONS --init ALL_MINILM_L6_V2 --work DIR --out FILE
 
 Four arms train the same two layers of all-MiniLM-L6-v2 on the same lists of 16 (the teacher's first document against
-15 others), equal steps, equal comparisons a step, learning rate, schedule, precision (float32) and, but for `plain`, dropout:
+15 others), equal steps, equal comparisons a step, learning rate, schedule, precision (float32) and dropout (all but
+`plain`):
 
     structkd   lists; each query and document encoded once a step
     plain      the same without dropout (`--no-dropout`)

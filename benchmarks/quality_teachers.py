@@ -3,9 +3,10 @@
     python benchmarks/quality_teachers.py --data COLLECTIONS --init ALL_MINILM_L6_V2 --work DIR
 
 Teachers: all-MiniLM-L6-v2 (64 tokens of a text), the published SPLADE++ run, and both (`z-mean`: each standardised
-within a list, then the mean). All are asked about the same lists, SPLADE++'s own, so every teacher has a score for every
-pair. The student (two layers of the model) trains by Margin-MSE for a fixed number of epochs with nothing chosen on the
-way, and orders SPLADE++'s first documents of DL'19, which has full judgements. Cells are kept in DIR and read back.
+within a list, then the mean). All are asked about the same lists, SPLADE++'s own, so every teacher has a score for
+every pair. The student (two layers of the model) trains by Margin-MSE for a fixed number of epochs with nothing chosen
+on the way, and orders SPLADE++'s first documents of DL'19, which has full judgements. Cells are kept in DIR and read
+back.
 """
 
 import argparse
