@@ -92,6 +92,13 @@ class DistillConfig(FitConfig):
     learning_rate: float = 0.0
     "Peak learning rate (Adam); 0: what suits the student (dot and cat 0.0001, tk 0.003, static 0.03)."
 
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and self.student_temperature > 0 and self.student_scale >= 0):
+            raise UsageError(
+                "expected temperature > 0, student_temperature > 0 and student_scale >= 0; found "
+                f"{self.temperature}, {self.student_temperature}, {self.student_scale}."
+            )
+
 
 @dataclass(frozen=True)
 class DistillResult:

@@ -57,7 +57,9 @@ class PrettModel(nn.Module):
         layers = len(self._layers)
         split = config.split or layers // 2
         if not 0 < split < layers:
-            raise UsageError(f"split {split} leaves no layer on one side; the body has {layers} layers.")
+            raise UsageError(
+                f"split {split} leaves no layer on one side; the body has {layers} (prett needs two or more)."
+            )
         room = int(body.config.max_position_embeddings) - config.query_length
         if config.query_length < 3 or config.document_length < 1 or config.document_length > room:
             raise UsageError(

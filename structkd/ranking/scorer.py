@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from structkd.errors import DataError
@@ -186,6 +187,17 @@ def check_folder(path: str) -> None:
     known = any((folder / name).is_file() for name in ("config.json", "modules.json"))
     if (folder.is_absolute() or folder.exists() or path.startswith(".")) and not known:
         raise DataError(f"{path}: holds no model; expected a folder with config.json or modules.json, or a hub id.")
+
+
+def position_limit(scorer: nn.Module) -> int | None:
+    """Longest sequence that the encoder has positions for; None where positions are not counted."""
+    for module in scorer.modules():
+        if isinstance(module, PreTrainedModel):
+            count = getattr(module.config, "max_position_embeddings", None)
+            # RoBERTa's first position comes after its padding token's number
+            first = module.config.pad_token_id + 1 if "roberta" in module.config.model_type else 0
+            return None if count is None else int(count) - first
+    return None
 
 
 def saved_as(path: str | Path) -> str | None:

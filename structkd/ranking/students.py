@@ -12,9 +12,12 @@ from structkd.ranking.cross_encoder import CrossScorer
 from structkd.ranking.multi_vector import MultiVectorScorer, Variant
 from structkd.ranking.prett import PrettScorer
 from structkd.ranking.prett_model import PrettConfig
-from structkd.ranking.scorer import NeuralScorer, saved_as
+from structkd.ranking.scorer import NeuralScorer, position_limit, saved_as
 from structkd.ranking.static import StaticScorer
 from structkd.ranking.tk import TkConfig, TkModel, TkScorer
+
+
+_SHORTEST = 3
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,18 @@ def student(
         seed: of fresh weights.
 
     Raises:
-        UsageError: an unknown kind, or starting weights (documents) missing where they are needed.
+        UsageError: an unknown kind, a length without room for a word or beyond the encoder's positions, or starting
+            weights (documents) missing where they are needed.
     """
     if kind not in STUDENTS:
         raise UsageError(f"student {kind!r} is unknown; expected one of {', '.join(STUDENTS)}.")
-    return STUDENTS[kind](_Wish(init, documents, max_length, variant, seed))
+    if max_length is not None and max_length < _SHORTEST:
+        raise UsageError(f"max_length {max_length}: expected {_SHORTEST} tokens or more, two of them are markers.")
+    made = STUDENTS[kind](_Wish(init, documents, max_length, variant, seed))
+    limit = position_limit(made)
+    if max_length is not None and limit is not None and max_length > limit:
+        raise UsageError(f"max_length {max_length}: {init} knows {limit} positions; give {limit} or less.")
+    return made
 
 
 def _dot(wish: _Wish) -> NeuralScorer:

@@ -550,6 +550,9 @@ def _check(config: FitConfig, lists: Lists) -> None:
             raise UsageError(f"{name} must be at least 1, found {getattr(config, name)}.")
     if config.list_size < 2:
         raise UsageError("list_size must be at least 2: every objective compares documents.")
+    for name in ("max_steps", "batch_tokens", "validate_every", "patience", "weight_decay"):
+        if getattr(config, name) < 0:
+            raise UsageError(f"{name} must not be negative, found {getattr(config, name)}.")
     if not 0 <= config.warmup < 1 or config.learning_rate <= 0 or config.clip <= 0:
         raise UsageError(
             f"expected 0 <= warmup < 1, learning_rate > 0 and clip > 0; found {config.warmup}, "

@@ -239,3 +239,9 @@ def test_the_learning_rate_suits_the_student_unless_one_is_given(small: Collecti
         config = replace(CONFIG, learning_rate=asked, max_steps=1)
         rates[asked] = distill(static(small), Bm25Scorer(small.documents), small, config).config.learning_rate
     assert rates == {0.0: 0.03, 0.002: 0.002}
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 0.0}, {"student_temperature": -1.0}, {"student_scale": -2.0}])
+def test_scales_that_make_no_sense_are_refused(setting: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"expected temperature > 0, .*; found .*(0\.0|-\d\.0)"):
+        DistillConfig(**setting)

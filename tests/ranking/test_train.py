@@ -179,6 +179,9 @@ def test_what_cannot_be_trained_is_refused(small: Collection) -> None:
     for field, value in (("epochs", 0), ("list_size", 1), ("batch_lists", 0), ("warmup", 1.0), ("learning_rate", 0.0)):
         with pytest.raises(UsageError):
             fit(student, lists, loss_of, replace(CONFIG, **{field: value}))
+    for field in ("max_steps", "batch_tokens", "validate_every", "patience", "weight_decay"):
+        with pytest.raises(UsageError, match=f"{field} must not be negative, found -1"):
+            fit(student, lists, loss_of, replace(CONFIG, **{field: -1}))
     with pytest.raises(DataError, match="the loss is nan at step 1"):
         fit(student, lists, lambda model, batch: loss_of(model, batch) * float("nan"), CONFIG)
 
