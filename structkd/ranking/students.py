@@ -16,7 +16,6 @@ from structkd.ranking.scorer import NeuralScorer, position_limit, saved_as
 from structkd.ranking.static import StaticScorer
 from structkd.ranking.tk import TkConfig, TkModel, TkScorer
 
-
 _SHORTEST = 3
 
 

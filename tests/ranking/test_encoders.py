@@ -190,7 +190,7 @@ def test_errors_name_what_is_wrong(tiny: str, tmp_path: Path) -> None:
         student("dot")
     for kind in ("dot", "cat", "colbert"):  # the tiny body has 64 positions
         assert student(kind, tiny, max_length=64).kind == kind
-        with pytest.raises(UsageError, match="max_length 65: .* knows 64 positions; give 64 or less"):
+        with pytest.raises(UsageError, match=r"max_length 65: .* knows 64 positions; give 64 or less"):
             student(kind, tiny, max_length=65)
     with pytest.raises(UsageError, match="max_length 2: expected 3 tokens or more"):
         student("dot", tiny, max_length=2)
