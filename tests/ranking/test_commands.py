@@ -190,3 +190,16 @@ def test_a_run_is_tested_against_another(folder: Path, capsys: pytest.CaptureFix
     assert {"p_value", "t_test", "low", "high", "wins", "losses", "queries"} <= tests["nDCG@10"].keys()
     values = json.loads((base / "values.json").read_text())
     assert np.mean(list(values["nDCG@10"].values())) == pytest.approx(found["measures"]["nDCG@10"])
+
+
+def test_evaluate_takes_judgements_from_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TREC's four columns; a judged document that the pool lacks stays in the ideal ranking."""
+    where = ("--collection", folder, "--run", folder.parent / "bm25.run", "--measures", "nDCG@10")
+    first = read_run(folder.parent / "bm25.run").lists["q00"][0][0]
+    (folder.parent / "full.trec").write_text(f"q00 0 {first} 1\nq00 0 elsewhere 1\n")
+    found = output(capsys, "evaluate", *where, "--qrels", folder.parent / "full.trec")
+    assert found["queries"] == 1
+    assert found["measures"]["nDCG@10"] == pytest.approx(1 / (1 + 1 / np.log2(3)))  # one of two, at the head
+    (folder.parent / "full.trec").write_text("q99 0 d00 1\n")
+    assert run(["ranking", "evaluate", *map(str, where), "--qrels", str(folder.parent / "full.trec")]) == 1
+    assert "full.trec:1: query 'q99' is judged but is not among the 12 queries" in capsys.readouterr().err
