@@ -78,6 +78,8 @@ INSIDE = {
         {"hardness"},  # reads the entropy of reliability
         {"methods", "minibatch"},  # the table; families of methods stand between lesson and it
         {"policies"},
+        {"asked_nodes", "domains", "hidden_term", "label_ratios", "node_term"},
+        {"policy_lesson"},
         {"distillation"},
         {"storage"},
         {"bench", "calibration", "export", "latency", "spectrum"},

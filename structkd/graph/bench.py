@@ -25,6 +25,7 @@ from structkd.files import read_json, write_json
 from structkd.graph.data import GraphTask, Setting
 from structkd.graph.datasets import load
 from structkd.graph.distillation import METHODS, DistillConfig, config_fields, distill, teacher_logits
+from structkd.graph.embeddings import embed_nodes, embeds
 from structkd.graph.evaluate import metric_of
 from structkd.graph.fusing import FUSE, fuse
 from structkd.graph.policies import NO_POLICIES, Policies
@@ -224,9 +225,14 @@ def _finished(
 def _fused(
     task: GraphTask, teacher: _TeacherOfSeed, others: Sequence[_TeacherOfSeed], config: BenchConfig
 ) -> torch.Tensor:
-    """Several teachers' logits as one."""
-    members = [teacher_logits(task, one.logits) for one in (teacher, *others)]
-    return fuse(task.observed, [member for member in members if member is not None], config.fuse, task.seed)
+    """Several teachers' logits as one; an aggregator reads their embeddings where all have some of one width."""
+    every = (teacher, *others)
+    members = [teacher_logits(task, one.logits) for one in every]
+    inside: list[torch.Tensor] = []
+    if config.fuse == "set-attention" and all(one.given is None and embeds(one.model) for one in every):
+        inside = [embed_nodes(one.model, task.observed) for one in every]
+        inside = inside if len({found.shape for found in inside}) == 1 else []
+    return fuse(task.observed, [member for member in members if member is not None], config.fuse, task.seed, inside)
 
 
 def _row(method: str, config: BenchConfig, done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

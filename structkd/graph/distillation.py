@@ -18,7 +18,8 @@ from structkd.graph.inputs import RAW, Inputs
 from structkd.graph.lesson import Lesson, Method, Teaching
 from structkd.graph.methods import METHODS
 from structkd.graph.minibatch import BLOCK, teach_in_batches
-from structkd.graph.policies import NO_POLICIES, Policies, policy_teaching
+from structkd.graph.policies import NO_POLICIES, Policies
+from structkd.graph.policy_lesson import policy_teaching
 from structkd.graph.published import given
 from structkd.graph.spectral import band_agreement
 from structkd.graph.teacher import Teacher, check_scores, check_split

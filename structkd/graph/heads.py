@@ -8,7 +8,7 @@ from torch import Tensor
 
 from structkd.errors import UsageError
 from structkd.graph.data import Features
-from structkd.graph.models import Mlp, relu_dropout
+from structkd.graph.models import Mlp
 from structkd.objectives.dual_head import HeadScores, mixed_probabilities
 from structkd.objectives.subclasses import class_scores
 
@@ -59,17 +59,3 @@ class HeadedMlp(Mlp):
         share, temperature = self.mix.tolist()
         mixed = mixed_probabilities(self.heads(raw), share=share, temperature=temperature)
         return mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log()
-
-
-def hidden_of(student: Mlp, x: Features) -> Float[Tensor, "nodes hidden"]:
-    """What the last layer reads: activations, dropout included in training.
-
-    Raises:
-        UsageError: a student of one layer, which has none.
-    """
-    if len(student.layers) < 2:
-        raise UsageError("a student of one layer has no hidden activations; use --layers 2 or more.")
-    for layer in student.layers[:-1]:
-        x = relu_dropout(layer(x), student.dropout, student.training)
-    assert isinstance(x, Tensor)
-    return x

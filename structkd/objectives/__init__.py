@@ -2,10 +2,10 @@
 
 Every function of `OBJECTIVES` has one signature:
 
-    objective(student, teacher, *, mask=None, weight=None, reduction="mean", <its own parameters>)
+    objective(student, teacher, mask=None, weight=None, reduction="mean", *, <its own parameters>)
 
 with `student` and `teacher` [lists, items] (a query's candidates, a node's classes), `mask` [lists, items] True at
-valid items, `weight` [lists], and a scalar or (reduction="none") [lists] out. `targets` transforms teacher scores,
+valid items, `weight` [lists], and a scalar ("mean", "sum") or [lists] ("none") out. `targets` transforms teachers,
 `weights` weighs lists, `ensembles` joins several teachers, `REPRESENTATIONS` compares embeddings; `subclasses` splits
 the classes of a teacher, `dual_head` is a student of two heads, `fusion_ratio` (experimental) learns whom to trust.
 """

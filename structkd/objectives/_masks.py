@@ -18,7 +18,7 @@ from torch import Tensor
 
 from structkd.errors import UsageError
 
-Reduction = Literal["mean", "none"]
+Reduction = Literal["mean", "sum", "none"]
 Value = Float[Tensor, ""] | Float[Tensor, " lists"]
 
 _SQUARE_LIMIT = 1e7  # beyond it `square` goes on linearly: (1e30)^2 is no float32
@@ -37,8 +37,16 @@ def lists_of(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Lists:
     """Check the shapes, detach the teacher, promote to float32 or float64, overwrite masked entries by 0.
 
     Raises:
-        UsageError: shapes differ (they never broadcast), or the mask is not boolean.
+        UsageError: no tensors, shapes differ (they never broadcast), or the mask is not boolean.
     """
+    for name, found in (("student", student), ("teacher", teacher)):
+        if not isinstance(found, Tensor):
+            raise UsageError(f"{name} is a {type(found).__name__}; expected a torch tensor [lists, items].")
+    if student.ndim == 1 == teacher.ndim:
+        raise UsageError(
+            f"student and teacher are one list of {len(student)} items without a list dimension; expected "
+            "[lists, items]. Give student[None] and teacher[None]."
+        )
     check_shape("teacher", teacher, student)
     valid = valid_of(student, mask)
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
@@ -54,14 +62,25 @@ def check_shape(name: str, found: Tensor, scores: Tensor) -> None:
         )
 
 
+def check_flags(name: str, flags: Tensor, scores: Tensor) -> None:
+    """UsageError unless `flags` is boolean, of the shape of the scores."""
+    check_shape(name, flags, scores)
+    if flags.dtype != torch.bool:
+        raise UsageError(f"{name} has dtype {flags.dtype}; expected torch.bool, True where an item counts.")
+
+
 def valid_of(scores: Tensor, mask: Tensor | None) -> Bool[Tensor, "lists items"]:
     """The mask, all True when there is none."""
     if mask is None:
         return torch.ones_like(scores, dtype=torch.bool)
-    check_shape("mask", mask, scores)
-    if mask.dtype != torch.bool:
-        raise UsageError(f"mask has dtype {mask.dtype}; expected torch.bool, True where an item is valid.")
+    check_flags("mask", mask, scores)
     return mask
+
+
+def check_temperature(temperature: float) -> None:
+    """UsageError unless positive."""
+    if not temperature > 0:
+        raise UsageError(f"temperature {temperature}: expected a number above 0.")
 
 
 def zeroed(scores: Tensor, mask: Tensor) -> Tensor:
@@ -149,7 +168,7 @@ def descending(
 def reduced(
     values: Float[Tensor, " lists"], counted: Bool[Tensor, " lists"], weight: Tensor | None, reduction: str
 ) -> Value:
-    """`weight * values`, then all of them ("none"), or their mean over the lists that count ("mean").
+    """`weight * values`, then all of them ("none"), their sum, or their mean over the lists that count ("mean").
 
     The weight multiplies and does not enter the denominator, so a weight of 2 everywhere doubles the loss.
 
@@ -163,6 +182,8 @@ def reduced(
     values = zeroed(values, counted)
     if reduction == "none":
         return values
+    if reduction == "sum":
+        return values.sum()
     if reduction != "mean":
-        raise UsageError(f"reduction {reduction!r} is unknown; expected 'mean' or 'none'.")
+        raise UsageError(f"reduction {reduction!r} is unknown; expected 'mean', 'sum' or 'none'.")
     return (values / counted.sum().clamp(min=1)).sum()

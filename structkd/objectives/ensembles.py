@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from structkd.errors import UsageError
-from structkd.objectives._masks import log_softmax, mean_ranks, standardised, valid_of, zeroed
+from structkd.objectives._masks import check_temperature, log_softmax, mean_ranks, standardised, valid_of, zeroed
 
 
 def mean(
@@ -103,8 +103,7 @@ def confidence_weights(
     Raises:
         UsageError: the shapes do not fit, the temperature is not positive.
     """
-    if not temperature > 0:
-        raise UsageError(f"temperature {temperature}: expected a number above 0.")
+    check_temperature(temperature)
     scores, valid = _stack(teachers, mask)
     costs = torch.stack([_cost(teacher, valid, positive) for teacher in scores])
     return torch.softmax(-costs / temperature, dim=0)

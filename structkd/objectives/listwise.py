@@ -14,7 +14,9 @@ from structkd.objectives._masks import (
     Lists,
     Reduction,
     Value,
+    check_flags,
     check_shape,
+    check_temperature,
     descending,
     lists_of,
     log_softmax,
@@ -30,10 +32,10 @@ _LOWEST = -1e37  # stands for -inf where the gradient of logcumsumexp would meet
 def kl(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     temperature: float = 1.0,
     student_temperature: float | None = None,
     rescale: bool = False,
@@ -45,7 +47,7 @@ def kl(
         teacher: scores of the teacher.
         mask: True at valid items.
         weight: a factor per list.
-        reduction: "mean" over lists that count, or "none".
+        reduction: "mean" over lists that count, "sum", or "none".
         temperature: of the teacher.
         student_temperature: of the student; None is the teacher's.
         rescale: multiply by the student's temperature squared, so that gradients keep their size.
@@ -61,10 +63,10 @@ def kl(
 def reverse_kl(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     temperature: float = 1.0,
     student_temperature: float | None = None,
     rescale: bool = False,
@@ -82,10 +84,10 @@ def reverse_kl(
 def jensen_shannon(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     temperature: float = 1.0,
     student_temperature: float | None = None,
     rescale: bool = False,
@@ -104,10 +106,10 @@ def jensen_shannon(
 def jeffreys(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     temperature: float = 1.0,
     student_temperature: float | None = None,
     rescale: bool = False,
@@ -125,10 +127,10 @@ def jeffreys(
 def balanced_kl(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     high: float = 2.0,
     low: float = 1.0,
     sharpness: float | None = None,
@@ -151,10 +153,10 @@ def balanced_kl(
 def listnet(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     temperature: float = 1.0,
     student_temperature: float | None = None,
     rescale: bool = False,
@@ -174,10 +176,10 @@ def listnet(
 def listmle(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     positive: Bool[Tensor, "lists items"] | None = None,
     order: Int[Tensor, "lists items"] | None = None,
     top_k: int | None = None,
@@ -197,10 +199,10 @@ def listmle(
 def plackett_luce(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     temperature: float = 1.0,
     positive: Bool[Tensor, "lists items"] | None = None,
     label_first: bool = True,
@@ -221,7 +223,7 @@ def plackett_luce(
         teacher: scores of the teacher.
         mask: True at valid items.
         weight: a factor per list.
-        reduction: "mean" over lists that count, or "none".
+        reduction: "mean" over lists that count, "sum", or "none".
         temperature: of the teacher; raise it for raw cross-encoder logits, which make alpha nearly one-hot.
         positive: relevant documents, or the true class; may be all False.
         label_first: False ignores `positive`: right where the teacher knows better than the labels.
@@ -233,7 +235,7 @@ def plackett_luce(
     Raises:
         UsageError: shapes differ, a temperature is not positive, `top_k` below 1, `steps` is unknown.
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
     lists = lists_of(student, teacher, mask)
     positions = _order(lists, positive if label_first else None, order)
     ordered_mask = lists.mask.gather(-1, positions)
@@ -251,8 +253,8 @@ def _distributions(
 ) -> tuple[Lists, Tensor, Tensor]:
     """Checked lists, log p of the teacher, log q of the student."""
     other = temperature if student_temperature is None else student_temperature
-    _check_temperature(temperature)
-    _check_temperature(other)
+    check_temperature(temperature)
+    check_temperature(other)
     lists = lists_of(student, teacher, mask)
     log_p = log_softmax(lists.teacher / temperature, lists.mask)
     return lists, log_p, log_softmax(lists.student / other, lists.mask)
@@ -261,11 +263,6 @@ def _distributions(
 def _divergence(log_a: Tensor, log_b: Tensor, mask: Tensor) -> Float[Tensor, " lists"]:
     """KL(a || b) of two masked log-distributions."""
     return (probabilities(log_a, mask) * (log_a - log_b)).sum(-1)
-
-
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise UsageError(f"temperature {temperature}: expected a number above 0.")
 
 
 def _scale(temperature: float, student_temperature: float | None, rescale: bool) -> float:
@@ -280,10 +277,12 @@ def _finish(values: Tensor, lists: Lists, weight: Tensor | None, reduction: str,
 def _order(lists: Lists, positive: Tensor | None, order: Tensor | None) -> Int[Tensor, "lists items"]:
     """Positions best first, masked items last."""
     if positive is not None:
-        check_shape("positive", positive, lists.student)
+        check_flags("positive", positive, lists.student)
     if order is None:
         return descending(lists.teacher, lists.mask, positive)
     check_shape("order", order, lists.student)
+    if order.is_floating_point():
+        raise UsageError(f"order has dtype {order.dtype}; expected whole numbers, the positions of the items.")
     if not torch.equal(order.sort(dim=-1).values, torch.arange(order.shape[-1], device=order.device).expand_as(order)):
         raise UsageError(f"order: expected a permutation of 0..{order.shape[-1] - 1} in each row, best item first.")
     # the given permutation as scores: what stands first gets the highest

@@ -8,16 +8,26 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from structkd.errors import UsageError
-from structkd.objectives._masks import Lists, Reduction, Value, check_shape, lists_of, mean_items, reduced, square
+from structkd.objectives._masks import (
+    Lists,
+    Reduction,
+    Value,
+    check_flags,
+    check_temperature,
+    lists_of,
+    mean_items,
+    reduced,
+    square,
+)
 
 
 def margin_mse(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     pairs: Literal["first", "all", "centred"] = "first",
 ) -> Value:
     """Squared difference of the margins of student and teacher.
@@ -49,10 +59,10 @@ def margin_mse(
 def ranknet(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     target: Literal["hard", "soft"] = "hard",
     temperature: float = 1.0,
     positive: Bool[Tensor, "lists items"] | None = None,
@@ -64,8 +74,9 @@ def ranknet(
     "soft": P = sigmoid((t_i - t_j) / temperature); mean over i < j of P softplus(-d) + (1 - P) softplus(d).
 
     Raises:
-        UsageError: shapes differ, `target` is unknown, `positive` with "soft".
+        UsageError: shapes differ, `target` is unknown, `positive` with "soft", a temperature that is not positive.
     """
+    check_temperature(temperature)
     lists = lists_of(student, teacher, mask)
     difference = _differences(lists.student)
     if target == "hard":
@@ -81,7 +92,6 @@ def ranknet(
 def weighted_ranknet(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
@@ -103,10 +113,10 @@ def weighted_ranknet(
 def pairwise_logistic(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     scale: float = 1.0,
     offset: float = 1.0,
 ) -> Value:
@@ -126,10 +136,10 @@ def pairwise_logistic(
 def hinge(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
+    *,
     margin: float = 1.0,
     gap: float = 0.0,
 ) -> Value:
@@ -151,7 +161,6 @@ def hinge(
 def pointwise_mse(
     student: Float[Tensor, "lists items"],
     teacher: Float[Tensor, "lists items"],
-    *,
     mask: Bool[Tensor, "lists items"] | None = None,
     weight: Float[Tensor, " lists"] | None = None,
     reduction: Reduction = "mean",
@@ -176,7 +185,7 @@ def _ordered_pairs(lists: Lists, positive: Tensor | None) -> Bool[Tensor, "lists
     both = lists.mask[:, :, None] & lists.mask[:, None, :]
     if positive is None:
         return both & (lists.teacher[:, :, None] > lists.teacher[:, None, :])
-    check_shape("positive", positive, lists.student)
+    check_flags("positive", positive, lists.student)
     return both & positive[:, :, None] & ~positive[:, None, :]
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from structkd.errors import UsageError
+from structkd.objectives._masks import check_temperature
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +125,7 @@ def subclass_targets(
             f"coordinates {list(coordinate.shape)} and teacher {list(teacher.shape)}; expected [rows, classes, "
             "subclasses] and [rows, classes]."
         )
-    if not temperature > 0:
-        raise UsageError(f"temperature {temperature}: expected a number above 0.")
+    check_temperature(temperature)
     dtype = torch.promote_types(torch.promote_types(teacher.dtype, coordinate.dtype), torch.float32)
     log_p = torch.log_softmax(teacher.detach().to(dtype), dim=-1)
     log_split = torch.log_softmax(coordinate.detach().to(dtype) / temperature, dim=-1)

@@ -9,7 +9,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from structkd.errors import UsageError
-from structkd.objectives._masks import descending, lists_of, mean_ranks, standardised, valid_of, zeroed
+from structkd.objectives._masks import (
+    check_temperature,
+    descending,
+    lists_of,
+    mean_ranks,
+    standardised,
+    valid_of,
+    zeroed,
+)
 
 
 def temperature(
@@ -20,8 +28,7 @@ def temperature(
     Raises:
         UsageError: the value is not positive.
     """
-    if not value > 0:
-        raise UsageError(f"temperature {value}: expected a number above 0.")
+    check_temperature(value)
     scores, _ = _target(teacher, mask)
     return scores / value
 

@@ -4,13 +4,25 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from structkd.objectives._masks import entropy, lists_of, log_softmax, probabilities, valid_of, zeroed
+from structkd.objectives._masks import (
+    check_temperature,
+    entropy,
+    lists_of,
+    log_softmax,
+    probabilities,
+    valid_of,
+    zeroed,
+)
 
 
 def confidence(
     teacher: Float[Tensor, "lists items"], *, mask: Bool[Tensor, "lists items"] | None = None, temperature: float = 1.0
 ) -> Float[Tensor, " lists"]:
-    """Largest soft-max probability of each list, in (0, 1]; 0 for an empty list."""
+    """Largest soft-max probability of each list, in (0, 1]; 0 for an empty list.
+
+    Raises:
+        UsageError: the mask does not fit, the temperature is not positive (the same for the other two).
+    """
     return _probabilities(teacher, mask, temperature).amax(-1)
 
 
@@ -18,6 +30,7 @@ def certainty(
     teacher: Float[Tensor, "lists items"], *, mask: Bool[Tensor, "lists items"] | None = None, temperature: float = 1.0
 ) -> Float[Tensor, " lists"]:
     """1 - H(p) / log n: 1 for a one-hot teacher, 0 for a uniform one; 0 for lists of fewer than two items."""
+    check_temperature(temperature)
     valid = valid_of(teacher, mask)
     scores = zeroed(teacher.detach().to(torch.promote_types(teacher.dtype, torch.float32)), valid) / temperature
     count = valid.sum(-1)
@@ -59,6 +72,7 @@ def entropy_balance(
 
 
 def _probabilities(teacher: Tensor, mask: Tensor | None, temperature: float) -> Float[Tensor, "lists items"]:
+    check_temperature(temperature)
     valid = valid_of(teacher, mask)
     scores = teacher.detach().to(torch.promote_types(teacher.dtype, torch.float32))
     return probabilities(log_softmax(zeroed(scores, valid) / temperature, valid), valid)

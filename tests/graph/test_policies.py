@@ -1,5 +1,6 @@
 """Every policy of the graph half: its limit, its budget, what is saved, and what it refuses."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,8 @@ from structkd.graph.heads import HeadedMlp
 from structkd.graph.lesson import Lesson
 from structkd.graph.methods import METHODS
 from structkd.graph.models import Mlp
-from structkd.graph.policies import Policies, _Policy
+from structkd.graph.policies import Policies
+from structkd.graph.policy_lesson import PolicyLesson
 from structkd.graph.storage import load_student, save_student
 
 DATASET = "sbm:nodes=250,classes=3,degree=6,signal=0.9"
@@ -55,9 +57,9 @@ def teacher(task) -> graph.Teacher:
     return graph.train_teacher(task, graph.TeacherConfig(hidden=16, epochs=60))
 
 
-def policy(task, teacher, policies: Policies, method: str = "ff-g2m", **changes) -> _Policy:
+def policy(task, teacher, policies: Policies, method: str = "ff-g2m", **changes) -> PolicyLesson:
     config = replace(STUDENT, method=method, **changes).resolved(task)
-    return _Policy(Lesson(task.observed, teacher.logits(task), config, 0, teacher), METHODS[method], policies)
+    return PolicyLesson(Lesson(task.observed, teacher.logits(task), config, 0, teacher), METHODS[method], policies)
 
 
 @pytest.mark.parametrize("policies", EVERY, ids=range(len(EVERY)))
@@ -128,12 +130,12 @@ def test_answers_that_were_not_asked_for_are_never_read(task, teacher):
     logits = teacher.logits(task)
     config = replace(STUDENT, method="ff-g2m").resolved(task)
     chosen = Policies(acquire="margin", budget=0.3, objective="kl")
-    first = _Policy(Lesson(task.observed, logits, config, 0), METHODS["ff-g2m"], chosen)
+    first = PolicyLesson(Lesson(task.observed, logits, config, 0), METHODS["ff-g2m"], chosen)
     other = logits.clone()
     unasked = torch.ones(task.num_nodes, dtype=torch.bool)
     unasked[first.asked] = False
     other[unasked] = 1e3 * torch.randn(int(unasked.sum()), task.classes)
-    second = _Policy(Lesson(task.observed, other, config, 0), METHODS["ff-g2m"], chosen)
+    second = PolicyLesson(Lesson(task.observed, other, config, 0), METHODS["ff-g2m"], chosen)
     assert torch.equal(first.asked, second.asked)
     with torch.no_grad():
         assert torch.equal(first.loss(1), second.loss(1))
@@ -160,9 +162,12 @@ def test_dual_heads_learn_from_their_own_side(task, teacher):
     found = policy(task, teacher, Policies(head="dual"))
     weight = found.student.layers[-1].weight
     (gradient,) = torch.autograd.grad(found.loss(1), weight)
-    alone = policy(task, teacher, Policies(head="dual"), method="mlp")
-    alone.teacher.fill_(0.0)
-    alone.taught = torch.zeros_like(alone.taught)
+    blank = replace(
+        found.lesson,
+        logits=torch.zeros(task.num_nodes, task.classes),
+        config=replace(STUDENT, method="mlp").resolved(task),
+    )
+    alone = PolicyLesson(blank, METHODS["mlp"], Policies(head="dual"))
     (other,) = torch.autograd.grad(alone.loss(1), alone.student.layers[-1].weight)
     torch.testing.assert_close(gradient[:, : task.classes], other[:, : task.classes])  # labels alone
     assert not torch.allclose(gradient[:, task.classes :], other[:, task.classes :])
@@ -181,11 +186,13 @@ def test_headed_students_are_saved_and_read_back(task, teacher, policies, tmp_pa
 
 def test_mixed_inputs_are_the_mixture_of_features(task, teacher):
     found = policy(task, teacher, Policies(target="mixup"), method="mlp")
-    state = found.generator.bit_generator.state
+    assert found.term is not None
+    generator = found.term.generator
+    state = generator.bit_generator.state
     with torch.no_grad():
-        scores, wanted = found._mixed()
-        found.generator.bit_generator.state = state
-        mixing = objectives.targets.interpolation(task.num_nodes, generator=found.generator)
+        scores, wanted = found.term.mixed(found.student, found.x)
+        generator.bit_generator.state = state
+        mixing = objectives.targets.interpolation(task.num_nodes, generator=generator)
         x = task.x if isinstance(task.x, torch.Tensor) else task.x.dense()
         torch.testing.assert_close(scores, found.student(mixing.mix(x)), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(wanted, mixing.mix_targets(teacher.logits(task)))
@@ -196,7 +203,8 @@ def test_lelp_on_a_binary_heterophilous_graph(real_data):
     mines = graph.load("heterophilous:minesweeper", root=real_data / "graph")
     taught = graph.train_teacher(mines, graph.TeacherConfig(model="sage", hidden=16, layers=2, epochs=15))
     found = policy(mines, taught, Policies(target="lelp:2"), method="mlp")
-    split = found.taught.exp().reshape(mines.num_nodes, 2, 2)
+    assert found.term is not None
+    split = found.term.taught.exp().reshape(mines.num_nodes, 2, 2)
     torch.testing.assert_close(split.sum(-1), taught.logits(mines).softmax(-1), rtol=1e-4, atol=1e-5)
     assert float(split.std(-1).mean()) > 0.01  # the split says more than the classes do
     short = replace(STUDENT, method="mlp", epochs=15)
@@ -215,15 +223,46 @@ def test_embeddings_are_what_the_last_layer_reads(task, model):
 
 def test_domain_shares_follow_the_gaps(task, teacher):
     found = policy(task, teacher, Policies(domains="degree:3"), method="mlp")
-    np.testing.assert_allclose(found.domain_shares, 1 / len(found.domain_shares))
+    domains = found.domains
+    assert domains is not None
+    np.testing.assert_allclose(domains.shares, 1 / len(domains.shares))
     for epoch in (1, 2, 11, 21):
         found.loss(epoch)
-        assert found.domain_shares.sum() == pytest.approx(1)
-    assert (found.domain_shares >= 0.5 / len(found.domain_shares) - 1e-12).all()
-    assert not np.allclose(found.domain_shares, found.domain_shares[0])
-    weight = found._node_weight()
-    assert weight is not None
-    assert float(weight.mean()) == pytest.approx(1, rel=1e-5)
+        assert domains.shares.sum() == pytest.approx(1)
+    assert (domains.shares >= 0.5 / len(domains.shares) - 1e-12).all()
+    assert not np.allclose(domains.shares, domains.shares[0])
+    assert float(domains.weights(found.asked).mean()) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ff-g2m", "mlp"])
+@pytest.mark.parametrize(
+    "policies",
+    [Policies(objective="kl"), Policies(representation="infonce"), Policies(head="dual"), Policies(target="lelp:2")],
+    ids=["objective", "representation", "dual", "lelp"],
+)
+def test_one_pass_serves_the_method_and_what_stands_beside_it(task, teacher, policies, method):
+    found = policy(task, teacher, policies, method, dropout=0.5)
+    passes = []
+    found.student.layers[0].register_forward_hook(lambda module, read, written: passes.append(len(written)))
+    found.loss(1).backward()
+    assert passes == [task.num_nodes]
+    found.finish()
+    assert not found.student.layers[-1]._forward_hooks
+
+
+def test_terms_meet_the_same_dropout(task, teacher):
+    """With dropout too: loss = the method's own + the objective, of one and the same draw."""
+    found = policy(task, teacher, Policies(objective="reverse-kl"), dropout=0.5)
+    own = METHODS["ff-g2m"].teach(found.lesson)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        together = found.loss(1)
+        torch.manual_seed(1)
+        alone = own.loss_of(1)
+        torch.manual_seed(1)
+        found.student.train()
+        term = objectives.reverse_kl(found.student(found.x), teacher.logits(task))
+    torch.testing.assert_close(together, alone + 0.7 * term)
 
 
 @pytest.mark.parametrize("rule", FUSE)
@@ -287,7 +326,7 @@ def test_what_the_teacher_cannot_give_is_refused(task, teacher):
     assert type(graph.distill(task, teacher, one_layer, policies=Policies(objective="kl")).student) is Mlp
 
 
-def test_a_bench_switches_them_on(tmp_path):
+def test_a_bench_switches_them_on(tmp_path, monkeypatch):
     """Policies and several teachers in one comparison; finished cells are kept apart from those without."""
     short = {"teacher_config": graph.TeacherConfig(hidden=8, epochs=4), "distill_config": replace(STUDENT, epochs=3)}
     plain = graph.BenchConfig(DATASET, methods=("glnn",), **short)
@@ -298,6 +337,10 @@ def test_a_bench_switches_them_on(tmp_path):
     assert (first["asked"], second["asked"]) == (1, 0)  # one teacher serves both
     both = graph.bench(replace(plain, others=("sage",), fuse="confidence"), tmp_path)
     assert (both["rows"][0]["teacher"], both["asked"]) == ("gcn,sage", 1)
+    read = []
+    monkeypatch.setattr(sys.modules["structkd.graph.bench"], "fuse", lambda *args: read.append(args[4]) or fuse(*args))
+    graph.bench(replace(plain, others=("sage",), fuse="set-attention"), tmp_path)
+    assert [part.shape for part in read[0]] == [(250, 8), (250, 8)]  # embeddings, not probabilities of 3 classes
     with pytest.raises(UsageError, match="--fuse"):
         replace(plain, fuse="loudest")
 

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[Objective, Callable[[list[float], list[float]], float]]] 
 }
 FIRST_IS_POSITIVE = {"margin-mse"}  # item 0 has a role, so items may not change places
 NOT_SHIFT_INVARIANT = {"pointwise-mse"}
+PAIRS = {"hinge", "pairwise-logistic"}  # with the ranknets and margins: a list counts when it has a pair
 MINIMUM_AT_TEACHER = {  # identical scores are a stationary point; the others only want the order, or offset it
     "balanced-kl", "jeffreys", "jensen-shannon", "kl", "listnet", "margin-mse", "margin-mse all", "margin-mse centred",
     "pointwise-mse", "ranknet soft", "reverse-kl",
@@ -243,6 +244,20 @@ def test_weight_multiplies(name: str) -> None:
 
 
 @every_case
+def test_reductions_and_places_of_the_common_parameters(name: str) -> None:
+    objective, _ = CASES[name]
+    student, teacher = draw()
+    mask = ragged()
+    mask[2] = False
+    weight = torch.tensor([0.5, 1, 2, 3, 0.25], dtype=torch.float64)
+    values = objective(student, teacher, mask, weight, "none")
+    assert torch.equal(values, objective(student, teacher, mask=mask, weight=weight, reduction="none"))
+    torch.testing.assert_close(objective(student, teacher, mask, weight, "sum"), values.sum())
+    counted = 4 if name.startswith("margin-mse") or "ranknet" in name or name in PAIRS else int(mask.any(1).sum())
+    torch.testing.assert_close(objective(student, teacher, mask, weight), values.sum() / counted)
+
+
+@every_case
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_low_precision_is_computed_in_float32(name: str, dtype: torch.dtype) -> None:
     objective, _ = CASES[name]
@@ -258,7 +273,9 @@ def test_signature(name: str) -> None:
     assert function is not None
     parameters = inspect.signature(function).parameters
     assert list(parameters)[:5] == ["student", "teacher", "mask", "weight", "reduction"]
-    assert {p.kind for p in list(parameters.values())[2:]} == {inspect.Parameter.KEYWORD_ONLY}
+    kinds = [parameter.kind for parameter in parameters.values()]
+    assert set(kinds[:5]) == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    assert set(kinds[5:]) <= {inspect.Parameter.KEYWORD_ONLY}
     assert getattr(objectives, name.split(" ", maxsplit=1)[0].replace("-", "_")) is function
 
 
@@ -334,10 +351,23 @@ def test_golden_row(name: str, options: dict[str, object], value: float, gradien
         assert torch.autograd.grad(found, student)[0][0].tolist() == pytest.approx(gradient, abs=1e-6)
 
 
+def test_golden_row_itself() -> None:
+    """The distributions and entropies that the golden numbers rest on."""
+    every = torch.ones(1, 4, dtype=torch.bool)
+    p, q = (_masks.log_softmax(x, every).exp()[0].tolist() for x in (G_TEACHER, G_STUDENT))
+    assert p == pytest.approx([0.609460, 0.224208, 0.135989, 0.030343], abs=1e-6)
+    assert q == pytest.approx([0.153291, 0.034204, 0.687002, 0.125504], abs=1e-6)
+    assert _masks.entropy(G_TEACHER, every).item() == pytest.approx(1.014403, abs=1e-6)
+    assert _masks.entropy(G_STUDENT, every).item() == pytest.approx(0.921323, abs=1e-6)
+    # TAID at share 0 in its cross-entropy form: the student against itself
+    assert objectives.listnet(G_STUDENT, G_STUDENT).item() == pytest.approx(0.921323, abs=1e-6)
+
+
 def test_published_single_values() -> None:
     assert objectives.margin_mse(row(3, 1), row(5, -1)).item() == 16  # by hand: ((3 - 1) - (5 + 1))^2
-    # documentation of TensorFlow Ranking: ListMLELoss and SoftmaxLoss on y = [1, 0], s = [.6, .8]
+    # documentation of TensorFlow Ranking: ListMLELoss on y = [1, 0], s = [.6, .8]; ListNet there by hand
     assert objectives.listmle(row(0.6, 0.8), row(1, 0)).item() == pytest.approx(0.7981389, abs=1e-6)
+    assert objectives.listnet(row(0.6, 0.8), row(1, 0)).item() == pytest.approx(0.744351, abs=1e-6)
     assert objectives.pairwise_logistic(row(2, 0.5), row(2, 1)).item() == pytest.approx(0.474077, abs=1e-6)
     assert objectives.pairwise_logistic(row(2, 0.5), row(2, 1), offset=0.0).item() == pytest.approx(
         objectives.ranknet(row(2, 0.5), row(2, 1)).item()
@@ -383,6 +413,52 @@ def test_plackett_luce_special_cases() -> None:
     margin = (two_s.gather(1, first) - two_s.gather(1, 1 - first)).squeeze(1)
     pair = torch.softmax(two_t, -1).amax(-1) * torch.nn.functional.softplus(-margin)
     torch.testing.assert_close(objectives.plackett_luce(two_s, two_t, reduction="none"), pair)
+
+
+def test_plackett_luce_on_the_golden_row_meets_its_relatives() -> None:
+    # a teacher that is sure of the label: cross-entropy
+    sure = torch.where(G_POSITIVE, 60.0, G_TEACHER)
+    assert objectives.plackett_luce(G_STUDENT, sure, positive=G_POSITIVE).item() == pytest.approx(3.375419, abs=1e-6)
+    # p-ListMLE (Lan et al. 2014): weights 2^(K - k) - 1; a teacher of these probabilities in this order gives it
+    raw = torch.tensor([[7.0, 3, 1, 1e-12]], dtype=torch.float64)
+    student = G_STUDENT[0].tolist()
+    expected = loop.likelihood(student, [0, 1, 2, 3], (raw / raw.sum())[0].tolist())
+    assert objectives.plackett_luce(G_STUDENT, raw.log()).item() == pytest.approx(expected, abs=1e-9)
+    # K = 2: q(better) softplus(-(s_better - s_other)), at a temperature too
+    for tau in (1.0, 2.5):
+        found = objectives.plackett_luce(row(0.4, -1.1), row(2, 0.5), temperature=tau).item()
+        assert found == pytest.approx(loop.softmax([2, 0.5], tau)[0] * loop.softplus(-1.5))
+
+
+def test_raw_cross_encoder_scores_make_the_weights_one_hot() -> None:
+    """Reference: top weight .9456 at temperature 1, .4810 at 4; with all other terms 0 the loss is that weight."""
+    teacher = row(8, 5, 3, 1, -2, -6, -9, -10, -11)
+    student = torch.zeros(1, 9, dtype=torch.float64)
+    for tau, top in ((1.0, 0.9456), (4.0, 0.4810)):
+        first = objectives.plackett_luce(student, teacher, temperature=tau, top_k=1)
+        assert first.item() / math.log(9) == pytest.approx(top, abs=5e-5)
+
+
+def test_top_k_keeps_the_first_terms_with_their_denominators() -> None:
+    student, teacher = draw(3, 6)
+    for name in ("listmle", "plackett-luce"):
+        whole = OBJECTIVES[name](student, teacher, reduction="none")
+        last = OBJECTIVES[name](student, teacher, top_k=5, reduction="none")
+        torch.testing.assert_close(last, whole)  # the last step has one item left: 0
+        order = loop.teacher_order(teacher[0].tolist())
+        alpha = [1.0] * 6 if name == "listmle" else loop.softmax(teacher[0].tolist())
+        cut = [a if order.index(i) < 2 else 0.0 for i, a in enumerate(alpha)]
+        found = OBJECTIVES[name](student, teacher, top_k=2, reduction="none")[0].item()
+        assert found == pytest.approx(loop.likelihood(student[0].tolist(), order, cut))
+
+
+def test_plackett_luce_is_convex_in_the_student() -> None:
+    one, teacher = draw(6, 5)
+    other, _ = draw(6, 5, seed=4)
+    for share in (0.25, 0.5, 0.9):
+        middle = objectives.plackett_luce(share * one + (1 - share) * other, teacher, reduction="none")
+        ends = [objectives.plackett_luce(x, teacher, reduction="none") for x in (one, other)]
+        assert (middle <= share * ends[0] + (1 - share) * ends[1] + 1e-12).all()
 
 
 def test_plackett_luce_gradient_is_the_closed_form() -> None:
@@ -487,12 +563,32 @@ def untyped(function: Objective) -> Objective:
             lambda: _masks.lists_of(torch.ones(3, 4), torch.ones(1, 4), None),
             r"teacher has shape \[1, 4\] and student \[3, 4\]; expected the same",
         ),
-        (lambda: _masks.lists_of(torch.ones(3), torch.ones(3), None), "never broadcast"),
+        (lambda: _masks.lists_of(torch.ones(3), torch.ones(3), None), r"one list of 3 items .* Give student\[None\]"),
+        (lambda: _masks.lists_of(torch.ones(2, 3), torch.ones(3), None), "never broadcast"),
+        (lambda: _masks.lists_of(torch.ones(1, 2, 3), torch.ones(1, 2, 3), None), "never broadcast"),
+        (lambda: untyped(_masks.lists_of)([[1.0, 2]], row(1, 2), None), "student is a list; expected a torch tensor"),
+        (lambda: untyped(_masks.lists_of)(row(1, 2), np.ones((1, 2)), None), "teacher is a ndarray; expected a torch"),
+        (
+            lambda: untyped(objectives.ranknet)(row(1, 2), row(1, 2), positive=torch.tensor([[1, 0]])),
+            "positive has dtype torch.int64; expected torch.bool",
+        ),
+        (
+            lambda: untyped(objectives.listmle)(row(1, 2), row(1, 2), positive=torch.tensor([[1, 0]])),
+            "positive has dtype torch.int64; expected torch.bool",
+        ),
+        (
+            lambda: untyped(objectives.listmle)(row(1, 2), row(1, 2), order=torch.tensor([[1.0, 0]])),
+            "order has dtype torch.float32; expected whole numbers",
+        ),
+        (
+            lambda: objectives.ranknet(row(1, 2), row(1, 2), target="soft", temperature=0.0),
+            "temperature 0.0: expected a number above 0",
+        ),
         (lambda: _masks.lists_of(torch.ones(3, 4), torch.ones(3, 4), torch.ones(3, 1, dtype=torch.bool)), "mask has"),
         (lambda: _masks.lists_of(torch.ones(3, 4), torch.ones(3, 4), torch.ones(3, 4)), "expected torch.bool"),
         (
-            lambda: _masks.reduced(torch.ones(2), torch.ones(2, dtype=torch.bool), None, "sum"),
-            "reduction 'sum' is unknown; expected 'mean' or 'none'",
+            lambda: _masks.reduced(torch.ones(2), torch.ones(2, dtype=torch.bool), None, "median"),
+            "reduction 'median' is unknown; expected 'mean', 'sum' or 'none'",
         ),
         (
             lambda: _masks.reduced(torch.ones(2), torch.ones(2, dtype=torch.bool), torch.ones(1), "mean"),

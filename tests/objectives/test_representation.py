@@ -154,6 +154,46 @@ def test_mutual_information_golden(alpha: float, bound: float) -> None:
     assert found.item() == pytest.approx(bound, abs=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_mutual_information_is_the_slow_loop(alpha: float) -> None:
+    """Every sum spelt out, with pairs that are no negatives."""
+    generator = torch.Generator().manual_seed(2)
+    critic = 3 * torch.randn(7, 7, generator=generator, dtype=torch.float64)
+    baseline = torch.randn(7, generator=generator, dtype=torch.float64)
+    distinct = torch.rand(7, 7, generator=generator) < 0.7
+    distinct[4] = False  # all others are its duplicates: nothing to tell it from
+    s, rows, expected = critic.tolist(), range(7), []
+    for i in rows:
+        negatives = [j for j in rows if j != i and distinct[i, j]]
+
+        def log_mean(i: int, j: int, negatives: list[int] = negatives) -> float:
+            others = [math.exp(s[i][k]) for k in (*negatives, i) if k != j]
+            return math.log(alpha * sum(others) / max(1, len(others)) + (1 - alpha) * math.exp(baseline[i].item()))
+
+        if not negatives:
+            expected.append(0.0)
+            continue
+        joint = sum(s[i][i] - log_mean(i, j) for j in negatives) / len(negatives)
+        marginal = sum(math.exp(s[i][j] - log_mean(i, i)) for j in negatives) / len(negatives)
+        expected.append(marginal - joint - 1)
+    found = representation.mutual_information(
+        critic, alpha=alpha, baseline=baseline, distinct=distinct, reduction="none"
+    )
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_mutual_information_of_many_rows_needs_no_cube_of_memory() -> None:
+    critic = torch.randn(1500, 1500, requires_grad=True)  # 13.5 GB if every negative were left out by hand
+    value = representation.mutual_information(critic)
+    (gradient,) = torch.autograd.grad(value, critic)
+    assert torch.isfinite(gradient).all()
+    # one pair far above all others: sum minus own would leave nothing of the rest
+    steep = torch.zeros(3, 3)
+    steep[0, 1] = 90.0
+    assert torch.isfinite(representation._leave_one_out(steep, ~torch.eye(3, dtype=torch.bool))).all()
+    assert representation._leave_one_out(steep, ~torch.eye(3, dtype=torch.bool))[0, 1] == 0
+
+
 def test_mutual_information_special_cases() -> None:
     ones = torch.ones(3, dtype=torch.float64)
     nwj = -representation.mutual_information(CRITIC, alpha=0.0, baseline=ones)

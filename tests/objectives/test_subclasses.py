@@ -38,6 +38,8 @@ def test_golden() -> None:
     assert objectives.kl(student, target).item() == pytest.approx(0.519224, abs=1e-6)
     whole = objectives.kl(subclasses.class_scores(student, 2), teacher)
     assert whole.item() == pytest.approx(0.117158, abs=1e-6)
+    split = [objectives.kl(student[:, 2 * c : 2 * c + 2], z[:, c] / 0.5).item() for c in range(2)]
+    assert 0.7 * split[0] + 0.3 * split[1] == pytest.approx(0.402065, abs=1e-6)
 
 
 def test_kl_chain_rule() -> None:

@@ -236,6 +236,9 @@ def test_confidence_weights() -> None:
     ("call", "message"),
     [
         (lambda: targets.temperature(G_TEACHER, 0.0), "temperature 0.0"),
+        (lambda: weights.confidence(G_TEACHER, temperature=0.0), "temperature 0.0"),
+        (lambda: weights.certainty(G_TEACHER, temperature=-1.0), "temperature -1.0"),
+        (lambda: weights.margin(G_TEACHER, temperature=0.0), "temperature 0.0"),
         (lambda: targets.truncate(G_TEACHER, 0), "keep 0"),
         (lambda: targets.interpolation(3, generator=np.random.default_rng(), alpha=0.0), "alpha 0.0"),
         (lambda: targets.interpolation(3, generator=np.random.default_rng(), mixed=1.5), "mixed 1.5"),
