@@ -11,7 +11,6 @@ graph students of 2 layers, width 64, at most 200 epochs; ranking students of st
 """
 
 import argparse
-import copy
 import json
 import platform
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from quality_objectives_ranking import COLLECTIONS, mean_per_query, run_of
 from scipy import stats
 
 HERE = Path(__file__).parent
@@ -125,88 +125,12 @@ def graph_half(options: argparse.Namespace) -> None:
             each(options, "graph", dataset, seed, GRAPHS[dataset], run)
 
 
-# piece -> (objective, policies)
-RANKING: dict[str, tuple[str, dict[str, Any]]] = {
-    "kl": ("kl", {}),
-    **{name: (name, {}) for name in ("margin-mse", "plackett-luce", "listmle", "ranknet", "reverse-kl")},
-    "kl, bd-kd": ("kl", {"sample_weight": "bd-kd"}),
-    "kl, taid": ("kl", {"target": "taid"}),
-    "kl, truncate:5": ("kl", {"target": "truncate:5"}),
-    "kl, confidence": ("kl", {"sample_weight": "confidence"}),
-    "kl, ddk by length": ("kl", {"domains": "length"}),
-    "kl, agreement filter": ("kl", {"keep": "agreement"}),
-    "jensen-shannon": ("jensen-shannon", {}),
-    "weighted-ranknet": ("weighted-ranknet", {}),
-}
-RANKING_LABELS = {"kl, dual head": ("kl", {"head": "dual"})}
-RANKING_ASKED: dict[str, tuple[str, dict[str, Any]]] = {
-    f"{policy} {budget:g}": ("kl", {"acquire": policy, "budget": budget})
-    for policy in ("random", "margin", "rad")
-    for budget in BUDGETS
-}
-COLLECTIONS = {"scifact": {**RANKING, **RANKING_LABELS, **RANKING_ASKED}, "msmarco-dl19": {**RANKING, **RANKING_ASKED}}
-
-
 def ranking_half(options: argparse.Namespace) -> None:
-    """Static students of 128 numbers. scifact: BM25 teaches 200 training queries, the test queries measure.
-    msmarco-dl19: SPLADE++'s lists of dl22's unlabelled queries teach, dl19's judged queries measure."""
-    from structkd.ranking.datasets import load
-    from structkd.ranking.negatives import bm25_candidates
-    from structkd.ranking.sources import Bm25Scorer, RunScorer
-    from structkd.trec import read_run
-
-    folder = Path(options.data) / "ranking"
+    """Every piece on every collection."""
     for dataset in options.only or COLLECTIONS:
-        if dataset == "scifact":
-            test, train = load(str(folder / "scifact")), load(str(folder / "scifact"), "train")
-            train = train.with_queries(list(train.queries.ids)[:200])
-            test = test.with_queries(list(test.queries.ids)[:150])
-            first_stage, lists, teacher = (
-                bm25_candidates(test, 50),
-                bm25_candidates(train, 16),
-                Bm25Scorer(train.documents),
-            )
-        else:
-            test, train = load(str(folder / "msmarco-dl19")), load(str(folder / "msmarco-dl22"))
-            first_stage = read_run(folder / "msmarco-dl19" / "runs" / "bm25.tsv").cut(50)
-            teacher = RunScorer(folder / "msmarco-dl22" / "runs" / "splade_p_p_ensemble_distil.tsv")
-            lists = teacher.run.cut(32)
+        of_seed = run_of(options, dataset)
         for seed in range(options.seeds):
-            start = _start(train.documents, seed)
-
-            def run(piece: tuple[str, dict[str, Any]], parts=(test, train, first_stage, lists, teacher, start)) -> dict:
-                return _distilled(piece, *parts)
-
-            each(options, "ranking", dataset, seed, COLLECTIONS[dataset], run)
-
-
-def _start(documents: Any, seed: int) -> Any:
-    from structkd.ranking.static import StaticScorer
-
-    return StaticScorer.fresh(documents, dimension=128, vocabulary=8000, seed=seed)
-
-
-def _distilled(
-    piece: tuple[str, dict[str, Any]], test: Any, train: Any, first_stage: Any, lists: Any, teacher: Any, start: Any
-) -> dict[str, Any]:
-    """One student: the same start, lists, passes and teacher for every piece of a seed."""
-    from structkd.ranking.distillation import DistillConfig, distill
-    from structkd.ranking.evaluate import evaluate_run, rerank
-    from structkd.ranking.policies import Policies
-
-    objective, policies = piece
-    config = DistillConfig(
-        objective=objective, epochs=4, list_size=16, target_transform="standardise", seed=0, held_out=0.1
-    )
-    student = copy.deepcopy(start)
-    result = distill(student, teacher, train, config, candidates=lists, policies=Policies(**policies))
-    found = evaluate_run(test, rerank(test, result.student, first_stage), "nDCG@10")
-    before = evaluate_run(test, rerank(test, start, first_stage), "nDCG@10")
-    ceiling = evaluate_run(test, first_stage, "nDCG@10")
-    return {
-        "test": found.measures["nDCG@10"], "before": before.measures["nDCG@10"],
-        "teacher": ceiling.measures["nDCG@10"], "per_query": found.per_query["nDCG@10"],
-    }  # fmt: skip
+            each(options, "ranking", dataset, seed, COLLECTIONS[dataset], of_seed(seed))
 
 
 def each(
@@ -302,8 +226,7 @@ def _rows(runs: list[dict[str, Any]], default: str, seeds: int) -> list[dict[str
 def _p_value(found: list[dict[str, Any]], base: list[dict[str, Any]]) -> float:
     """Paired t-test over seeds, or over queries of seed means where runs keep them; 1 where nothing differs."""
     if "per_query" in found[0]:
-        names = sorted(found[0]["per_query"])
-        left, right = ([np.mean([run["per_query"][q] for run in side]) for q in names] for side in (found, base))
+        left, right = (list(mean_per_query(side).values()) for side in (found, base))
     else:
         left, right = ([run["test"] for run in side] for side in (found, base))
     difference = np.subtract(left, right)
@@ -372,6 +295,7 @@ if __name__ == "__main__":
     parser.add_argument("--work", required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--commit", default="", help="of the code that made the runs; that of HEAD by default")
+    parser.add_argument("--init", default="sentence-transformers/all-MiniLM-L6-v2", help="folder or hub id (ranking)")
     parser.add_argument("--only", nargs="*", default=[])
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from structkd.errors import DataError, UsageError
 from structkd.files import read_json, write_json
 from structkd.ids import fingerprint_json
-from structkd.objectives import targets
+from structkd.objectives import ORDER_OBJECTIVES, targets
 from structkd.policies import SOFTMAX_OBJECTIVES, parse_objective, weighted_sum
 from structkd.progress import note
 from structkd.ranking.card import write_card
@@ -26,7 +26,7 @@ from structkd.ranking.encoders import BiScorer, NeuralScorer, open_scorer, weigh
 from structkd.ranking.live import NO_LIVE, LiveConfig, in_batch_training
 from structkd.ranking.negatives import bm25_candidates
 from structkd.ranking.policies import NO_POLICIES, Lesson, Policies, asked, kept
-from structkd.ranking.sources import RunScorer
+from structkd.ranking.sources import RunScorer, only_orders
 from structkd.ranking.teacher import mean_ndcg, ndcg_of, training_figure
 from structkd.ranking.train import (
     Batch,
@@ -47,9 +47,6 @@ from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
 from structkd.trec import Run as RankedRun
 
 __all__ = ["DistillConfig", "DistillResult", "distill", "parse_objective"]
-
-ORDER_ONLY = frozenset({"hinge", "listmle", "ranknet"})
-"Objectives that read only the order of the teacher's scores."
 
 Transform = Literal["auto", "none", "standardise", "min-max", "rank"]
 _LOGITS = (0.3, 10.0)  # spread within a list that a soft-max at temperature 1 is made for
@@ -149,13 +146,16 @@ def distill(
         live_teacher: scores every query of a batch with every document; `teacher` by default.
 
     Raises:
-        UsageError: an unknown objective, a setting out of range, policies that do not fit, `out` holds another run.
+        UsageError: an unknown objective, a setting out of range, policies that do not fit, scores asked of a teacher
+            that only orders, `out` holds another run.
         DataError: no list left, or documents of a list missing in the collection.
         MissingScoreError: a stored teacher lacks pairs of `candidates`.
     """
     weights = parse_objective(config.objective)
     policies.check(weights, student)
     _check_live(live, policies)
+    if only_orders(teacher.spec):
+        config = _for_orders(config, weights, policies)
     if policies.reads_judgements and not collection.qrels:
         raise UsageError(f"{collection.name}: --head dual and --keep own-... read judgements, and it has none.")
     if policies.head == "dual" and isinstance(student, BiScorer):
@@ -177,11 +177,12 @@ def distill(
     run = None if out is None else Run.create(out, "ranking distill", settings, config.seed)
     training, held = _split(raw, lists, config)
     measure, valid = validation_lists(held, collection, config)
-    loss_of = objective_of(weights, config)
+    order_only = only_orders(teacher.spec) and config.target_transform == "none"
+    loss_of = objective_of(weights, config, order_only)
     validate = (lambda: mean_ndcg(student, valid)) if len(valid) else None
     if policies.active:
         lesson = Lesson(
-            policies, partial(_objective, weights, config), student, teacher, collection, training=training,
+            policies, partial(_objective, weights, config, order_only), student, teacher, collection, training=training,
             held=transformed(held, config.target_transform), scale=config.student_scale,
             steps=planned_steps(training, config, plan_of(training, config, student)), seed=config.seed,
         )  # fmt: skip
@@ -208,6 +209,27 @@ def _check_live(live: LiveConfig, policies: Policies) -> None:
             f"--in-batch {live.in_batch} takes the place of the objective; policies on lists have no effect there. "
             "Give one of them."
         )
+
+
+def _for_orders(config: DistillConfig, weights: Mapping[str, float], policies: Policies) -> DistillConfig:
+    """The configuration for a teacher that gives an order and no scores: what reads scores is refused.
+
+    With `--target-transform rank` evenly spaced scores are made of the ranks, and everything goes.
+    """
+    if config.target_transform == "rank":
+        return config
+    reads = [f"--objective {name}" for name in weights if name not in ORDER_OBJECTIVES]
+    reads += (
+        [f"--target-transform {config.target_transform}"] if config.target_transform not in ("auto", "none") else []
+    )
+    reads += policies.read_scores
+    if reads:
+        raise UsageError(
+            f"the teacher gives an order and no scores, which {', '.join(reads)} would read. Take an objective that "
+            f"reads the order ({', '.join(sorted(ORDER_OBJECTIVES))}), or --target-transform rank for evenly spaced "
+            "scores."
+        )
+    return dataclasses.replace(config, target_transform="none")
 
 
 def scored_lists(
@@ -278,7 +300,7 @@ def resolve(config: DistillConfig, weights: Mapping[str, float], lists: Lists, s
                 f"teacher scores spread by {spread:.3g} within a list, far from logits: --target-transform auto chose "
                 "standardise (each list to mean 0, deviation 1). Give --target-transform none to train on raw scores."
             )
-    if transform == "none" and set(weights) - SOFTMAX_OBJECTIVES - ORDER_ONLY:
+    if transform == "none" and set(weights) - SOFTMAX_OBJECTIVES - ORDER_OBJECTIVES:
         probe = lists.take(range(min(len(lists), 16)))
         own = scale * _spread(student.score(probe.pairs()).numpy(), probe)
         if spread > 0 and not 1 / _GAP <= own / spread <= _GAP:
@@ -311,11 +333,14 @@ def min_max(scores: Float[Tensor, "lists items"]) -> Float[Tensor, "lists items"
     return (scores - low) / (high - low).clamp(min=torch.finfo(scores.dtype).tiny)
 
 
-def objective_of(weights: Mapping[str, float], config: DistillConfig) -> Callable[[nn.Module, Batch], Tensor]:
-    """The weighted sum of objectives as the loop's `loss_of`."""
+def objective_of(
+    weights: Mapping[str, float], config: DistillConfig, order_only: bool = False
+) -> Callable[[nn.Module, Batch], Tensor]:
+    """The weighted sum of objectives as the loop's `loss_of`; `order_only`: targets are minus ranks, no scores."""
 
     def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-        return _objective(weights, config, config.student_scale * scored_grid(model, batch), batch.targets, batch.mask)
+        scores = config.student_scale * scored_grid(model, batch)
+        return _objective(weights, config, order_only, scores, batch.targets, batch.mask)
 
     return loss_of
 
@@ -323,6 +348,7 @@ def objective_of(weights: Mapping[str, float], config: DistillConfig) -> Callabl
 def _objective(
     weights: Mapping[str, float],
     config: DistillConfig,
+    order_only: bool,
     scores: Tensor,
     wanted: Tensor,
     mask: Tensor,
@@ -331,7 +357,8 @@ def _objective(
 ) -> Tensor:
     return weighted_sum(
         weights, scores, wanted, mask=mask, weight=weight, temperature=config.temperature,
-        student_temperature=config.student_temperature, margins=config.margins, balanced=balanced,
+        student_temperature=config.student_temperature, margins=config.margins, order_only=order_only,
+        balanced=balanced,
     )  # fmt: skip
 
 

@@ -93,6 +93,17 @@ class Policies:
         """Whether training itself needs a collection's judgements."""
         return self.head == "dual" or self.keep.startswith("own")
 
+    @property
+    def read_scores(self) -> list[str]:
+        """The flags that read how far apart a teacher's scores lie, which a teacher that only orders cannot say."""
+        found = {
+            "--target taid": self.target.startswith("taid"),
+            f"--sample-weight {self.sample_weight}": bool(self.sample_weight),
+            f"--keep {self.keep}": self.keep.startswith(("agreement", "own-score")),
+            f"--domains {self.domains}": bool(self.domains),
+        }
+        return [flag for flag, given in found.items() if given]
+
     def check(self, parts: Mapping[str, float], student: NeuralScorer) -> None:
         """UsageError for an unknown name, or flags that do not fit the objectives or the student."""
         target, _ = choice("--target", self.target, TARGETS)

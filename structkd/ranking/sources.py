@@ -26,6 +26,8 @@ from structkd.trec import Run, read_run
 
 Combine = Literal["z-mean", "mean", "reciprocal-rank"]
 
+_MINUS_RANK = "minus rank"
+
 
 class RunScorer:
     """The scores, or only the order, of a run file; of the permutations that a language model wrote.
@@ -47,9 +49,7 @@ class RunScorer:
             self._scores.update(zip(((query, document) for document in documents), values.tolist(), strict=True))
         kind = "order" if by_rank else "run"
         self.spec = TeacherSpec(
-            model=f"{kind}:{self.path.name}",
-            weights_sha256=sha256_file(path),
-            head="minus rank" if by_rank else "score",
+            model=f"{kind}:{self.path.name}", weights_sha256=sha256_file(path), head=_MINUS_RANK if by_rank else "score"
         )
 
     def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
@@ -141,6 +141,11 @@ class EnsembleScorer:
             places = torch.from_numpy(np.flatnonzero(pairs.query_rows == query))
             combined[places] = rule(stack[:, None, places])[0]
         return combined
+
+
+def only_orders(spec: TeacherSpec) -> bool:
+    """Whether a teacher's scores are minus ranks: `order:FILE`, or a store imported from rank-permutations."""
+    return spec.head == _MINUS_RANK or spec.extra.get("score_kind") == "rank"
 
 
 def open_teacher(text: str, documents: Texts) -> Scorer:

@@ -1,13 +1,14 @@
 """Every policy of the ranking half: its limit, its budget, what a checkpoint holds, what is saved, what is refused."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from structkd import index
+from structkd import index, objectives, scores
 from structkd.errors import DataError, UsageError
 from structkd.ids import Pairs
 from structkd.ranking.bi_encoder import BiScorer
@@ -15,11 +16,13 @@ from structkd.ranking.data import Collection
 from structkd.ranking.distillation import DistillConfig, distill
 from structkd.ranking.dual import DualBiScorer
 from structkd.ranking.policies import Policies, asked, grids, kept, own_items
-from structkd.ranking.sources import Bm25Scorer
+from structkd.ranking.sources import Bm25Scorer, RunScorer
 from structkd.ranking.static import StaticScorer
 from structkd.ranking.students import load_student
 from structkd.ranking.train import Lists, lists_of
 from structkd.runs import Run
+from structkd.scores.cache import StoredScorer
+from structkd.scores.manifest import TeacherSpec
 from structkd.trec import Run as RankedRun
 
 CONFIG = DistillConfig(objective="kl", epochs=1, batch_lists=4, list_size=8, candidates=8, held_out=0.25, seed=3)
@@ -192,6 +195,60 @@ def test_a_fresh_dual_head_scores_as_what_it_started_from(small, student):
 def test_what_does_not_fit_is_refused(small, student, teacher, policies, objective, message):
     with pytest.raises(UsageError, match=message):
         distill(student, teacher, small, dataclasses.replace(CONFIG, objective=objective), policies=policies)
+
+
+@pytest.fixture
+def order(small: Collection, tmp_path: Path) -> RunScorer:
+    """A list-wise teacher: permutations of ten documents for each query, no scores."""
+    generator = np.random.default_rng(0)
+    lines = [[query, *map(str, generator.permutation(list(small.documents.ids))[:10])] for query in small.queries.ids]
+    (tmp_path / "order.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return RunScorer(tmp_path / "order.jsonl", by_rank=True)
+
+
+@pytest.mark.parametrize(
+    ("policies", "objective", "message"),
+    [
+        (Policies(), "kl", "gives an order and no scores, which --objective kl would read"),
+        (Policies(), "plackett-luce:1,margin-mse:0.5", "--objective margin-mse would read"),
+        (Policies(target="taid"), "plackett-luce", "--target taid would read"),
+        (Policies(sample_weight="confidence"), "plackett-luce", "--sample-weight confidence would read"),
+        (Policies(keep="agreement"), "listmle", "--keep agreement would read"),
+        (Policies(domains="length"), "listmle", "--domains length would read"),
+    ],
+)
+def test_an_order_is_not_read_as_scores(small, student, order, policies, objective, message):
+    config = dataclasses.replace(CONFIG, objective=objective)
+    with pytest.raises(UsageError, match=message):
+        distill(student, order, small, config, policies=policies)
+
+
+@pytest.mark.parametrize(
+    ("objective", "policies"),
+    [*((name, Policies()) for name in sorted(objectives.ORDER_OBJECTIVES)), ("plackett-luce", Policies(head="dual"))],
+)
+def test_an_order_teaches_by_its_order_alone(small, order, objective, policies, tmp_path):
+    """Evenly and unevenly spread numbers in the same order give the same student (plackett-luce: by rank weights)."""
+    config = dataclasses.replace(CONFIG, objective=objective, validate_on="none")
+
+    def trained(one: object) -> torch.Tensor:
+        fresh = StaticScorer.fresh(small.documents, dimension=8, vocabulary=60)
+        found = distill(fresh, one, small, config, policies=policies)
+        assert found.config.target_transform == "none"
+        return found.student.model[0].embedding.weight.detach()
+
+    lists = order.run.lists.items()
+    values = np.concatenate([-(np.arange(1.0, 11) ** 2) for _ in lists])
+    pairs = [(query, document) for query, (documents, _) in lists for document in documents]
+    spec = TeacherSpec("uneven", extra={"score_kind": "rank"})
+    scores.write_pairs(tmp_path / "uneven", spec, *zip(*pairs, strict=True), values)
+    uneven = StoredScorer(scores.open(tmp_path / "uneven"))
+    assert torch.equal(trained(uneven), trained(order))
+
+
+def test_ranks_become_scores_when_asked(small, student, order):
+    config = dataclasses.replace(CONFIG, objective="kl", target_transform="rank")
+    assert distill(student, order, small, config).config.target_transform == "rank"
 
 
 def test_judgements_are_needed_where_they_are_read(small, student, teacher):
