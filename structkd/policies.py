@@ -4,7 +4,9 @@ Each half has a frozen `Policies` of its own (`graph.policies`, `ranking.policie
 switched on that was not asked for. A flag is a name, or NAME:NUMBER where the piece has one number to set.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -54,28 +56,47 @@ def parse_objective(text: str) -> dict[str, float]:
     return parts
 
 
-def choice(flag: str, text: str, known: Mapping[str, float | None]) -> tuple[str, float]:
-    """NAME or NAME:NUMBER -> (name, number), the number of `known` where none is given; ("", 0) for an empty text.
+@dataclass(frozen=True)
+class Number:
+    """The number that a flag's NAME:NUMBER takes: its default and its range."""
 
-    `known` names what the flag takes, each with its default number, None where it takes none.
+    default: float
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and abs(value) < math.inf and not (self.whole and value % 1)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        if self.low == -math.inf:
+            return kind
+        return f"{kind} from {self.low:g}" + ("" if self.high == math.inf else f" to {self.high:g}")
+
+
+def choice(flag: str, text: str, known: Mapping[str, Number | None]) -> tuple[str, float]:
+    """NAME or NAME:NUMBER -> (name, number), the default of `known` where none is given; ("", 0) for an empty text.
+
+    `known` names what the flag takes, each with its number, None where it takes none.
 
     Raises:
-        UsageError: an unknown name, or a number where none belongs or that is none.
+        UsageError: an unknown name, a number where none belongs, one that is none or out of range.
     """
     if not text:
         return "", 0.0
-    name, colon, number = text.partition(":")
+    name, colon, written = text.partition(":")
     if name not in known:
         raise UsageError(f"{flag} {text!r} is unknown; expected one of {', '.join(known)}.")
-    default = known[name]
+    number = known[name]
     if not colon:
-        return name, 0.0 if default is None else default
+        return name, 0.0 if number is None else number.default
     try:
-        value = float(number)
+        value = float(written)
     except ValueError:
-        value = float("nan")
-    if default is None or not abs(value) < float("inf"):
-        expected = f"{name} alone" if default is None else f"{name}:NUMBER"
+        value = math.nan
+    if number is None or value not in number:
+        expected = f"{name} alone" if number is None else f"{name}:NUMBER, {number}"
         raise UsageError(f"{flag} {text!r}: expected {expected}.")
     return name, value
 
@@ -160,6 +181,11 @@ def representation_loss(
     found: Tensor = REPRESENTATIONS[name](student, teacher)
     return found
 
+
+REPRESENTATION_FLAG: Mapping[str, Number | None] = MappingProxyType(
+    {name: Number(1.0, 0, 1) if name == "mi-alpha" else None for name in REPRESENTATION_NAMES}
+)
+"What `--representation` takes: alpha for mi-alpha."
 
 SAME_WIDTH = frozenset({"cosine", "feature-mse", "infonce", "mi-alpha"})
 "Representation objectives whose student and teacher rows are of one width: the student's pass a learned linear map."

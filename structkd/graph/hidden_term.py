@@ -7,9 +7,9 @@ from torch import Tensor
 
 from structkd.errors import UsageError
 from structkd.graph.lesson import Lesson
-from structkd.graph.policies import REPRESENTATIONS, Policies
+from structkd.graph.policies import Policies
 from structkd.graph.published import given
-from structkd.policies import SAME_WIDTH, choice, representation_loss
+from structkd.policies import REPRESENTATION_FLAG, SAME_WIDTH, choice, representation_loss
 
 _SAMPLE = 256  # nodes of an epoch's term, whose cost is quadratic
 _NEIGHBOURS = 5
@@ -36,7 +36,7 @@ class HiddenTerm:
     ) -> None:
         if given(lesson.config.layers) < 2:
             raise UsageError("a student of one layer has no hidden activations; use --layers 2 or more.")
-        self.name, self.alpha = choice("--representation", policies.representation, REPRESENTATIONS)
+        self.name, self.alpha = choice("--representation", policies.representation, REPRESENTATION_FLAG)
         self.seen, self.asked, self.embeddings, self.generator = lesson.seen, asked, embeddings, generator
         self.projection: torch.nn.Linear | None = None
         if self.name in SAME_WIDTH:

@@ -11,17 +11,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from structkd.errors import UsageError
-from structkd.policies import REPRESENTATION_NAMES, SOFTMAX_OBJECTIVES, check_sample_weight, choice, parse_objective
+from structkd.policies import (
+    REPRESENTATION_FLAG,
+    SOFTMAX_OBJECTIVES,
+    Number,
+    check_sample_weight,
+    choice,
+    parse_objective,
+)
 
-TARGETS = {"lelp": 2.0, "mixup": 1.0, "rank": None, "standardise": None, "taid": 0.4, "truncate": 3.0}
-ACQUIRE = {"margin": None, "rad": 1.0, "random": None}
-KEEP = {"agreement": 0.5}
-DOMAINS = {"class": None, "degree": 4.0}
-
-REPRESENTATIONS: dict[str, float | None] = {
-    name: (1.0 if name == "mi-alpha" else None) for name in REPRESENTATION_NAMES
-}
-"Name -> default number of a flag, None where it takes none; so do the others above."
+TARGETS = {
+    "lelp": Number(2, 1, whole=True), "mixup": Number(1, 0, 1), "rank": None, "standardise": None,
+    "taid": Number(0.4, 0, 1), "truncate": Number(3, 2, whole=True),
+}  # fmt: skip
+ACQUIRE = {"margin": None, "rad": Number(1, 0), "random": None}
+KEEP = {"agreement": Number(0.5, 0, 1)}
+DOMAINS = {"class": None, "degree": Number(4, 2, whole=True)}
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Policies:
         for flag, text, known in (("--acquire", self.acquire, ACQUIRE), ("--keep", self.keep, KEEP)):
             choice(flag, text, known)
         choice("--domains", self.domains, DOMAINS)
-        choice("--representation", self.representation, REPRESENTATIONS)
+        choice("--representation", self.representation, REPRESENTATION_FLAG)
         check_sample_weight(self.sample_weight, parts, ("bd-kd", "tgeo"))
         if self.head not in ("single", "dual"):
             raise UsageError(f"--head {self.head!r}: expected single or dual.")

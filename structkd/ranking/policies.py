@@ -19,9 +19,10 @@ from structkd import acquisition
 from structkd.errors import DataError, UsageError
 from structkd.objectives import targets
 from structkd.policies import (
-    REPRESENTATION_NAMES,
+    REPRESENTATION_FLAG,
     SAME_WIDTH,
     SOFTMAX_OBJECTIVES,
+    Number,
     check_sample_weight,
     choice,
     list_weight,
@@ -37,13 +38,10 @@ from structkd.scores.cache import CachedScorer, Scorer
 Objective = Callable[..., Tensor]
 "(student's scores, targets, mask=, weight=, balanced=) -> loss"
 
-TARGETS = {"taid": 0.4, "truncate": 10.0}
-ACQUIRE = {"margin": None, "rad": 0.9, "random": None}
-KEEP = {"agreement": 0.1, "own-score": 0.0, "own-top": 3.0}
-DOMAINS = {"length": 4.0}
-_REPRESENTATIONS: dict[str, float | None] = {
-    name: (1.0 if name == "mi-alpha" else None) for name in REPRESENTATION_NAMES
-}
+TARGETS = {"taid": Number(0.4, 0, 1), "truncate": Number(10, 2, whole=True)}
+ACQUIRE = {"margin": None, "rad": Number(0.9, 0, 1), "random": None}
+KEEP = {"agreement": Number(0.1, 0, 1), "own-score": Number(0), "own-top": Number(3, 1, whole=True)}
+DOMAINS = {"length": Number(4, 2, whole=True)}
 
 _EVERY = 50  # steps between two looks at the domains' gaps
 _ROWS = 64  # documents of a step's representation term: mi-alpha's cost is cubic
@@ -110,7 +108,7 @@ class Policies:
         choice("--acquire", self.acquire, ACQUIRE)
         choice("--keep", self.keep, KEEP)
         choice("--domains", self.domains, DOMAINS)
-        choice("--representation", self.representation, _REPRESENTATIONS)
+        choice("--representation", self.representation, REPRESENTATION_FLAG)
         check_sample_weight(self.sample_weight, parts, ("bd-kd",))
         if target == "taid" and not set(parts) <= SOFTMAX_OBJECTIVES:
             raise UsageError(
@@ -163,7 +161,7 @@ def kept(
         keep = acquisition.agreement(scores, teacher, student_confidence=number, teacher_confidence=number, mask=mask)
     else:
         own, there = own_items(lists, collection, mask)
-        top, least = (max(1, round(number)), None) if name == "own-top" else (None, number)
+        top, least = (round(number), None) if name == "own-top" else (None, number)
         keep = there & acquisition.teacher_filter(teacher, own, mask=mask, top=top, threshold=least)
     rows = np.flatnonzero(keep)
     if not len(rows):
@@ -230,7 +228,7 @@ class Lesson:
         self.step = 0
         self.domain_of, self.shares = self._domains(training)
         self._counts = np.bincount(self.domain_of[training.query_rows], minlength=len(self.shares))
-        self.representation, self.alpha = choice("--representation", policies.representation, _REPRESENTATIONS)
+        self.representation, self.alpha = choice("--representation", policies.representation, REPRESENTATION_FLAG)
         self.teacher = _vectors_of(teacher) if self.representation else None
         if self.teacher is not None and self.representation in SAME_WIDTH and isinstance(student, BiScorer):
             _add_projection(student, self.teacher, seed)

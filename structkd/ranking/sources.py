@@ -14,7 +14,7 @@ from structkd.files import sha256_file
 from structkd.ids import Pairs, Texts, fingerprint_fields
 from structkd.index.kinds import build_text
 from structkd.index.lexical import Bm25Index
-from structkd.objectives import ensembles
+from structkd.objectives import ensembles, targets
 from structkd.ranking.bi_encoder import BiScorer
 from structkd.ranking.cross_encoder import CrossScorer
 from structkd.ranking.multi_vector import MultiVectorScorer
@@ -24,7 +24,7 @@ from structkd.scores.formats_texts import read_rank_permutations
 from structkd.scores.manifest import TeacherSpec
 from structkd.trec import Run, read_run
 
-Combine = Literal["z-mean", "mean", "reciprocal-rank"]
+Combine = Literal["z-mean", "mean", "median", "reciprocal-rank", "confidence"]
 
 _MINUS_RANK = "minus rank"
 
@@ -115,8 +115,10 @@ class Bm25Scorer:
 class EnsembleScorer:
     """Several teachers as one: the paper's T2 is "mean" (raw scores of one kind of model).
 
-    "z-mean" standardises each teacher within each query's list first, since scales differ; "reciprocal-rank" uses
-    ranks alone. Both depend on the list a pair stands in, so the members are cached, never the ensemble.
+    "z-mean" standardises each teacher within each query's list first, since scales differ; "median" and "confidence"
+    (list by list, the surer teacher counts more: `ensembles.confidence_weights` by entropy) start from these z-scores
+    too; "reciprocal-rank" uses ranks alone. All of them depend on the list a pair stands in, so the members are cached,
+    never the ensemble.
     """
 
     def __init__(self, members: Sequence[Scorer], combine: Combine = "z-mean") -> None:
@@ -136,11 +138,28 @@ class EnsembleScorer:
         if self.combine == "mean":
             return stack.mean(0)
         combined = torch.empty(len(pairs))
-        rule = ensembles.standardised_mean if self.combine == "z-mean" else ensembles.reciprocal_rank
+        rule = _RULES[self.combine]
         for query in np.unique(pairs.query_rows):
             places = torch.from_numpy(np.flatnonzero(pairs.query_rows == query))
             combined[places] = rule(stack[:, None, places])[0]
         return combined
+
+
+def _confident(stack: Float[Tensor, "teachers lists items"]) -> Float[Tensor, "lists items"]:
+    scores = _standard(stack)
+    return ensembles.weighted_mean(scores, ensembles.confidence_weights(scores))
+
+
+def _standard(stack: Float[Tensor, "teachers lists items"]) -> Float[Tensor, "teachers lists items"]:
+    return torch.stack([targets.standardise(teacher) for teacher in stack])
+
+
+_RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "z-mean": ensembles.standardised_mean,
+    "median": lambda stack: ensembles.median(_standard(stack)),
+    "reciprocal-rank": ensembles.reciprocal_rank,
+    "confidence": _confident,
+}
 
 
 def only_orders(spec: TeacherSpec) -> bool:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from structkd.ranking.distillation import (
     validation_lists,
 )
 from structkd.ranking.encoders import BiScorer, StaticScorer
-from structkd.ranking.sources import Bm25Scorer, EnsembleScorer, RunScorer, open_teacher
+from structkd.ranking.sources import Bm25Scorer, Combine, EnsembleScorer, RunScorer, open_teacher
 from structkd.ranking.teacher import mean_ndcg
 from structkd.ranking.train import batch_of, scored_grid
 from structkd.scores import CachedScorer, StoredScorer, TeacherSpec, write_pairs
@@ -223,8 +224,15 @@ def test_ensembles_combine_list_by_list(small: Collection) -> None:
     ]
     np.testing.assert_allclose(EnsembleScorer(members).score(pairs).numpy(), np.mean(z, axis=0), atol=1e-4)
     np.testing.assert_allclose(EnsembleScorer(members, "mean").score(pairs).numpy(), np.mean(raw, axis=0), rtol=1e-5)
-    fingerprints = {EnsembleScorer(members, how).spec.fingerprint for how in ("mean", "z-mean", "reciprocal-rank")}
-    assert len(fingerprints) == 3
+    np.testing.assert_allclose(EnsembleScorer(members, "median").score(pairs).numpy(), np.median(z, axis=0), atol=1e-4)
+    sure = []
+    for low, high in ((0, 4), (4, 7)):  # the teacher of lower entropy counts more, list by list
+        p = [np.exp(one[low:high]) / np.exp(one[low:high]).sum() for one in z]
+        weights = np.exp([(one * np.log(one)).sum() for one in p])
+        sure.append(sum(w * one[low:high] for w, one in zip(weights / weights.sum(), z, strict=True)))
+    found = EnsembleScorer(members, "confidence").score(pairs).numpy()
+    np.testing.assert_allclose(found, np.concatenate(sure), atol=1e-4)
+    assert len({EnsembleScorer(members, how).spec.fingerprint for how in get_args(Combine)}) == 5
 
 
 @pytest.mark.parametrize("text", ["gpt", "run:", "bm25:x", "cross-encoder"])

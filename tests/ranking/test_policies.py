@@ -190,6 +190,9 @@ def test_a_fresh_dual_head_scores_as_what_it_started_from(small, student):
         (Policies(budget=0.5), "kl", "--budget 0.5"),
         (Policies(representation="infonce"), "kl", "must be one bi-encoder"),
         (Policies(keep="loud"), "kl", "--keep 'loud'"),
+        (Policies(keep="own-top:0"), "kl", "expected own-top:NUMBER, a whole number from 1"),
+        (Policies(keep="own-score:nan"), "kl", "expected own-score:NUMBER, a number"),
+        (Policies(acquire="rad:2"), "kl", "expected rad:NUMBER, a number from 0 to 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(small, student, teacher, policies, objective, message):
