@@ -5,6 +5,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.functional import dropout, elu, relu
 from torch_geometric.nn import GATConv, GCN2Conv
 
 from structkd.errors import UsageError
+from structkd.graph import _layers
 from structkd.graph.data import Features, GraphTask
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import propagation
@@ -20,9 +22,9 @@ Logits = Float[Tensor, "nodes classes"]
 
 
 def relu_dropout(x: Float[Tensor, "rows width"], share: float, training: bool) -> Float[Tensor, "rows width"]:
-    """dropout(relu(x)); on CPU in one pass from 16-bit draws, three times as fast as torch's two operators.
+    """dropout(relu(x)); on CPU in one pass that draws as it goes, where torch takes two and memory for the draws.
 
-    A value is dropped with probability floor(65536 share) / 65536 and kept ones are scaled by its complement exactly.
+    The draws follow torch's random state: one seed a call comes from it.
     """
     if not training or not share:
         return relu(x)
@@ -33,21 +35,23 @@ def relu_dropout(x: Float[Tensor, "rows width"], share: float, training: bool) -
 
 
 class _ReluDropout(torch.autograd.Function):
-    """relu and dropout share one factor per value, which is also the gradient."""
+    """The result says by its zeros where the gradient stops, so no mask is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
-        size, dropped = x.numel(), int(share * 65536)
-        draws = torch.empty(-(-size // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        kept = draws.view(torch.int16)[:size].view(x.shape) >= dropped - 32768
-        factor = (kept & (x > 0)).to(x.dtype).mul_(65536 / (65536 - dropped))
-        ctx.save_for_backward(factor)
-        return x * factor
+        source, out = x.detach().contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        low, high = torch.randint(2**32, (2,)).numpy().astype(np.uint32)
+        ctx.scale = source.numpy().dtype.type(1 / (1 - share))
+        _layers.relu_dropout(source.numpy(), low, high, np.uint32(share * 2**32), ctx.scale, out.numpy())
+        ctx.save_for_backward(out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (factor,) = ctx.saved_tensors
-        return gradients[0] * factor, None
+        (out,) = ctx.saved_tensors
+        slope = torch.empty_like(out)
+        _layers.relu_dropout_slope(gradients[0].contiguous().numpy(), out.numpy(), ctx.scale, slope.numpy())
+        return slope, None
 
 
 class Linear(nn.Module):

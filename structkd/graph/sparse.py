@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from structkd.errors import DataError
+from structkd.graph import _layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +116,12 @@ class _Product(torch.autograd.Function):
 
 
 def _multiply(matrix: SparseMatrix, dense: Tensor) -> Tensor:
-    # scipy's kernel is faster than torch's on CPU, where torch wheels bring no sparse BLAS
+    parts = matrix.starts, matrix.columns, matrix.values.to(dense.dtype)
     if dense.is_cuda:
-        starts, columns, values = (part.to(dense.device) for part in (matrix.starts, matrix.columns, matrix.values))
-        moved = torch.sparse_csr_tensor(starts, columns, values.to(dense.dtype), size=matrix.shape)
+        moved = torch.sparse_csr_tensor(*(part.to(dense.device) for part in parts), size=matrix.shape)
         return torch.mm(moved, dense.detach())
-    product = matrix.scipy @ dense.detach().contiguous().numpy()
-    return torch.from_numpy(product).to(dense.dtype)
+    # on CPU torch wheels bring no sparse BLAS, and scipy's loop is not vectorised
+    out = dense.new_empty(matrix.shape[0], dense.shape[1])
+    arrays = (part.contiguous().numpy() for part in (*parts, dense.detach()))
+    _layers.multiply_rows(*arrays, out.numpy())
+    return out

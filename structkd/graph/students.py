@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import dropout, relu
 
 from structkd.errors import DataError
 from structkd.graph.data import Features
 from structkd.graph.heads import HeadedMlp
-from structkd.graph.models import Linear, Mlp
+from structkd.graph.models import Linear, Mlp, relu_dropout
 
 
 class Ensemble(nn.Module):
@@ -123,5 +122,5 @@ def activations(student: Mlp, x: Features) -> tuple[list[Tensor], list[Features]
     for layer in student.layers:
         outputs.append(layer(read[-1]))
         if len(outputs) < len(student.layers):
-            read.append(dropout(relu(outputs[-1]), student.dropout, student.training))
+            read.append(relu_dropout(outputs[-1], student.dropout, student.training))
     return outputs, read

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from torch_geometric.nn import APPNP, GCN2Conv, GCNConv
 
 from structkd.errors import UsageError
 from structkd.graph.data import GraphTask
 from structkd.graph.datasets import load
-from structkd.graph.models import MODELS, Mlp, build_teacher
+from structkd.graph.models import MODELS, Mlp, build_teacher, relu_dropout
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.train import FitConfig, fit
 
@@ -148,3 +149,54 @@ def test_validation_loss_can_decide_instead_of_the_metric():
     config = FitConfig(0.1, 0, 4, 4, select="loss")
     result = fit(model, lambda _: (model.weight - 5) ** 2, lambda: (next(scores), next(values)), config, 0)
     assert (result.best_epoch, result.valid) == (3, 0.2)
+
+
+# the layer's kernels against torch and scipy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 7, 64])
+def test_sparse_rows_times_dense_is_scipys_product(dtype, width):
+    """Rows of 0 to 13 entries: the kernel takes four at a time and the rest one by one."""
+    random = np.random.default_rng(width)
+    lengths = np.r_[np.arange(14), 0, 13]
+    dense_rows = np.zeros((len(lengths), 20))
+    for row, length in zip(dense_rows, lengths, strict=True):
+        row[random.choice(20, length, replace=False)] = random.normal(size=length)
+    matrix, right = SparseMatrix.of(dense_rows, dtype), torch.from_numpy(random.normal(size=(20, width))).to(dtype)
+    found = matrix.product(right)
+    assert found.dtype == dtype
+    bound = 1e-12 if dtype == torch.float64 else 1e-5
+    np.testing.assert_allclose(found.numpy(), sp.csr_array(dense_rows) @ right.numpy(), atol=bound)
+
+
+def test_relu_dropout_keeps_the_share_and_scales_what_is_kept():
+    torch.manual_seed(0)
+    x = torch.randn(400, 500, dtype=torch.float64).requires_grad_()
+    out = relu_dropout(x, 0.3, training=True)
+    kept = out != 0
+    assert not bool(kept[x <= 0].any())
+    torch.testing.assert_close(out[kept], x[kept] / 0.7)
+    for part in (kept, kept[::2], kept[:, ::2], kept[:, 1:] & kept[:, :-1]):  # no pattern by row, column or neighbour
+        wanted = (0.5 * 0.7) ** (2 if part.shape[1] == 499 else 1)
+        assert abs(float(part.double().mean()) - wanted) < 5 * (wanted / part.numel()) ** 0.5
+    out.backward(torch.ones_like(out))
+    torch.testing.assert_close(x.grad, kept.double() / 0.7)
+
+
+def test_relu_dropout_draws_from_torchs_random_state():
+    x, draws = torch.ones(50, 40), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(relu_dropout(x, 0.5, training=True) > 0)
+    assert torch.equal(draws[0], draws[1])
+    assert 0.4 < float((draws[0] == draws[2]).float().mean()) < 0.6
+    torch.manual_seed(1)
+    again = [relu_dropout(x, 0.5, training=True) > 0 for _ in range(2)]
+    assert not torch.equal(again[0], again[1])
+    assert torch.equal(relu_dropout(x, 0.5, training=False), x)
+
+
+def test_relu_dropout_does_not_hide_a_number_that_is_none():
+    x = torch.full((64, 4), float("nan"))
+    assert bool(relu_dropout(x, 0.2, training=True).isnan().any())

@@ -1,0 +1,66 @@
+"""Numba kernels of a layer on CPU: sparse rows times a dense matrix, and relu with dropout in one pass."""
+
+from typing import no_type_check
+
+import numpy as np
+from numba import njit
+
+_FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums may be vectorised; infinities and not-a-numbers keep theirs
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+@no_type_check
+def multiply_rows(starts, columns, values, dense, out):  # pragma: no cover
+    """out = (compressed rows) @ dense; four entries of a row at a time, so a row of out is read and written less."""
+    width = out.shape[1]
+    for i in range(len(starts) - 1):
+        mine = out[i]
+        for c in range(width):
+            mine[c] = 0
+        place, end = starts[i], starts[i + 1]
+        while place + 4 <= end:
+            first, second = dense[columns[place]], dense[columns[place + 1]]
+            third, fourth = dense[columns[place + 2]], dense[columns[place + 3]]
+            a, b, e, f = values[place], values[place + 1], values[place + 2], values[place + 3]
+            for c in range(width):
+                mine[c] += a * first[c] + b * second[c] + e * third[c] + f * fourth[c]
+            place += 4
+        while place < end:
+            one, factor = dense[columns[place]], values[place]
+            for c in range(width):
+                mine[c] += factor * one[c]
+            place += 1
+
+
+@njit(inline="always")
+@no_type_check
+def _mixed(word):  # pragma: no cover
+    """A 32-bit word whose every bit depends on all bits of the one given (Wellons' lowbias32)."""
+    word ^= word >> np.uint32(16)
+    word = np.uint32(word * np.uint32(0x21F0AAAD))
+    word ^= word >> np.uint32(15)
+    word = np.uint32(word * np.uint32(0xD35A2D97))
+    return word ^ (word >> np.uint32(15))
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+@no_type_check
+def relu_dropout(x, low, high, limit, scale, out):  # pragma: no cover
+    """out = scale * relu(x) where a draw reaches `limit`, else 0; the draw is a hash of row, column and two words."""
+    zero = x.dtype.type(0)
+    for i in range(x.shape[0]):
+        key = _mixed(np.uint32(_mixed(np.uint32(i) ^ low) + high))
+        for c in range(x.shape[1]):
+            draw = _mixed(np.uint32(key + np.uint32(np.uint32(c) * np.uint32(0x9E3779B9))))
+            value = x[i, c]
+            out[i, c] = zero if draw < limit or value <= zero else value * scale
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+@no_type_check
+def relu_dropout_slope(gradient, out, scale, slope):  # pragma: no cover
+    """slope = scale * gradient where out is not 0, else 0."""
+    zero = out.dtype.type(0)
+    for i in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            slope[i, c] = gradient[i, c] * scale if out[i, c] != zero else zero
