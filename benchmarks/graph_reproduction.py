@@ -1,42 +1,54 @@
 """Reproduction table of the graph half: every method with its published hyper-parameters beside the published figure.
 
-python benchmarks/graph_reproduction.py --data-root DATA --seeds 2 --work WORK [--blocks citeseer-gcn,cora-gcn,...]
+python benchmarks/graph_reproduction.py --data-root DATA --work WORK [--seeds 5] [--blocks cora-gcn,...]
 
-A block is one dataset, protocol and teacher. Each (seed, method) is kept in WORK when it is done, so the same line
-continues; the table in benchmarks/results/ is written anew after every block with what there is. On one 2.5 GHz core a
-seed of a block takes 2 to 5 minutes with GCN or SAGE teachers and 5 to 15 with GAT.
+A block is one dataset, protocol and teacher; a cell is one seed of one method. A cell is written into
+benchmarks/results/graph_reproduction.json as soon as it is done and is never run again (delete it there to have it
+run), so the same line continues, and several may run at once. WORK keeps the teachers. CPU seconds were taken on
+cores shared with other work.
 """
 
 import argparse
+import fcntl
 import json
 import platform
+import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from quality_graph import RESULTS, commit
 
 from structkd import graph
 
-METHODS = ("mlp", "glnn", "ff-g2m", "krd", "hgmd", "adagmlp", "tined", "infgrand", "g2mlp", "nosmog")
+METHODS = ("mlp", "glnn", "ff-g2m", "krd", "hgmd", "tined", "g2mlp", "adagmlp", "infgrand", "nosmog")
 
 BLOCKS = {
-    "citeseer-gcn": ("planetoid:CiteSeer", "public", "gcn"),
-    "cora-gcn": ("planetoid:Cora", "public", "gcn"),
     "cpf-citeseer-sage": ("npz:graph/cpf/citeseer.npz", "cpf", "sage"),
     "cpf-cora-sage": ("npz:graph/cpf/cora.npz", "cpf", "sage"),
+    "citeseer-gcn": ("planetoid:CiteSeer", "public", "gcn"),
+    "cora-gcn": ("planetoid:Cora", "public", "gcn"),
     "citeseer-sage": ("planetoid:CiteSeer", "public", "sage"),
     "cora-sage": ("planetoid:Cora", "public", "sage"),
+    "cpf-photo-sage": ("amazon:Photo", "cpf", "sage"),
+    "cs-gcn": ("coauthor:CS", "random", "gcn"),
+    "cs-sage": ("coauthor:CS", "random", "sage"),
     "citeseer-gat": ("planetoid:CiteSeer", "public", "gat"),
     "cora-gat": ("planetoid:Cora", "public", "gat"),
+    "cs-gat": ("coauthor:CS", "random", "gat"),
+    "photo-gat": ("amazon:Photo", "random", "gat"),
+    "photo-sage": ("amazon:Photo", "random", "sage"),
+    "photo-gcn": ("amazon:Photo", "random", "gcn"),
 }
 
-# test accuracy in %, (figure, mark): P printed by the method's own paper or page, R another paper's re-run, S a
-# secondary source, M measured with the authors' code or an independent port, U a recollection that is no target
+# test accuracy in %, (figure, mark)
+MARKS = {
+    "P": "printed by the method's own paper or page", "R": "another paper's re-run", "S": "a secondary source",
+    "M": "measured with the authors' code or an independent port", "U": "a recollection, no target",
+}  # fmt: skip
 PUBLISHED: dict[str, dict[str, tuple[float, str]]] = {
-    "citeseer-gcn": {
-        "teacher": (71.84, "M"), "mlp": (59.60, "M"), "glnn": (72.46, "M"), "ff-g2m": (73.64, "M"),
-    },
+    "citeseer-gcn": {"teacher": (71.84, "M"), "mlp": (59.60, "M"), "glnn": (72.46, "M"), "ff-g2m": (73.64, "M")},
     "cora-gcn": {"teacher": (82.2, "S"), "mlp": (59.7, "S"), "glnn": (82.2, "U"), "ff-g2m": (84.3, "S")},
     "cpf-citeseer-sage": {
         "teacher": (70.49, "R"), "mlp": (58.50, "R"), "glnn": (71.22, "R"), "krd": (72.84, "R"),
@@ -46,70 +58,108 @@ PUBLISHED: dict[str, dict[str, tuple[float, str]]] = {
         "teacher": (80.64, "R"), "mlp": (59.18, "R"), "glnn": (80.26, "R"), "krd": (82.27, "R"),
         "ff-g2m": (82.38, "R"), "nosmog": (83.04, "R"), "g2mlp": (82.54, "P"),
     },
+    "cpf-photo-sage": {
+        "teacher": (90.85, "R"), "mlp": (77.29, "R"), "glnn": (91.95, "R"), "krd": (91.95, "R"),
+        "ff-g2m": (92.51, "R"), "nosmog": (93.36, "R"), "g2mlp": (92.85, "P"),
+    },
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", required=True, type=Path, help="folder that holds graph/")
-    parser.add_argument("--work", required=True, type=Path, help="finished seeds are kept here")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--work", required=True, type=Path, help="teachers and their logits are kept here")
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--blocks", default=",".join(BLOCKS))
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--out", type=Path, default=RESULTS / "graph_reproduction.json")
     arguments = parser.parse_args()
     for name in arguments.blocks.split(","):
-        for seeds in range(1, arguments.seeds + 1):
-            for methods in range(1, len(METHODS) + 1):
-                wanted = tuple(arguments.methods.split(","))[:methods]
-                kept = arguments.work / f"{name}.json"
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                found = block(name, wanted, seeds, arguments)
-                kept.write_text(json.dumps(found, indent=2), encoding="utf-8")
-            collect(arguments.work)
+        for seed in range(arguments.seeds):
+            for method in arguments.methods.split(","):
+                if (name, seed, method) not in {key(cell) for cell in cells(arguments.out)}:
+                    keep(measured(name, seed, method, arguments), arguments.out)
 
 
-def block(name: str, methods: tuple[str, ...], seeds: int, arguments: argparse.Namespace) -> dict:
-    """One dataset, protocol and teacher with published figures beside; the published rule for the teacher's epoch."""
+def measured(name: str, seed: int, method: str, arguments: argparse.Namespace) -> dict:
+    """One cell; teachers keep the epoch of best validation accuracy, the published rule."""
     dataset, split, teacher = BLOCKS[name]
-    path = dataset.replace("npz:", f"npz:{arguments.data_root}/") if dataset.startswith("npz:") else dataset
     config = graph.BenchConfig(
-        path, str(arguments.data_root / "graph"), split, "transductive", teacher, methods, tuple(range(seeds)),
-        graph.TeacherConfig(select="metric"),
+        dataset.replace("npz:", f"npz:{arguments.data_root}/"), str(arguments.data_root / "graph"), split,
+        "transductive", teacher, (method,), (seed,), graph.TeacherConfig(select="metric"),
     )  # fmt: skip
-    found = graph.bench(config, arguments.work / name)
-    published = PUBLISHED.get(name, {})
-    rows = [row(one, published.get(one["method"])) for one in found["rows"]]
+    (row,) = graph.bench(config, arguments.work / name)["rows"]
+    shown = {key: round(row[f"{key}_mean"], 5) for key in ("test", "valid", "teacher_test")}
+    shown |= {key: round(row[key], 4) for key in ("cos_low", "cos_high", "cpu_seconds")}
+    cell = {"block": name, "seed": seed, "method": method, "input_class": row["input_class"], **shown}
+    return cell | {"commit": commit(), "date": time.strftime("%Y-%m-%d")}
+
+
+def key(cell: dict) -> tuple[str, int, str]:
+    return cell["block"], cell["seed"], cell["method"]
+
+
+def cells(path: Path) -> list[dict]:
+    """Finished cells of a result file; none when there is no file yet."""
+    return json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+
+
+def keep(cell: dict, path: Path) -> None:
+    """Add a cell to the file, which another process may be adding to as well."""
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = sorted([*cells(path), cell], key=lambda one: (list(BLOCKS).index(one["block"]), one["seed"]))
+        path.write_text(json.dumps(summary(found), indent=1) + "\n", encoding="utf-8")
+
+
+def summary(found: list[dict]) -> dict:
+    """The file: how it was made, a row per block and method, what is missing, and every cell."""
+    done = {key(cell) for cell in found}
+    missing = {
+        name: {
+            method: absent for method in METHODS if (absent := [s for s in range(5) if (name, s, method) not in done])
+        }
+        for name in BLOCKS
+    }
     return {
-        "block": name, "dataset": dataset, "split": split, "setting": "transductive", "teacher": teacher,
-        "seeds": list(range(seeds)), "teacher_test": round(100 * found["rows"][0]["teacher_test_mean"], 2),
-        "teacher_published": published.get("teacher"), "rows": rows, "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
-
-
-def row(one: dict, published: tuple[float, str] | None) -> dict:
-    """One method: test at best validation in %, population standard deviation over seeds."""
-    return {
-        "method": one["method"], "input_class": one["input_class"], "test": round(100 * one["test_mean"], 2),
-        "std": round(100 * one["test_std"], 2), "seeds": len(one["test"]), "cpu_seconds": round(one["cpu_seconds"], 1),
-        "cos_high": round(one["cos_high"], 3), "published": published and published[0],
-        "mark": published and published[1],
-    }  # fmt: skip
-
-
-def collect(work: Path) -> None:
-    """The table so far; cells that are missing are named."""
-    blocks = [json.loads((work / f"{name}.json").read_text()) for name in BLOCKS if (work / f"{name}.json").is_file()]
-    done = {(one["block"], part["method"]) for one in blocks for part in one["rows"]}
-    missing = [f"{name}/{method}" for name in BLOCKS for method in METHODS if (name, method) not in done]
-    line = "python benchmarks/graph_reproduction.py --data-root DATA --seeds N --work WORK"
-    value = {
         "what": "test accuracy in % at best validation, published hyper-parameters, one shared teacher per seed",
-        "marks": "P own paper, R re-run by another paper, S secondary, M authors' code or a port, U recollection",
-        "command": line, "machine": f"{platform.machine()}, one thread", "python": sys.version.split()[0],
-        "blocks": blocks, "missing": missing,
-    }  # fmt: skip
-    (RESULTS / "graph_reproduction.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        "marks": MARKS,
+        "command": "python benchmarks/graph_reproduction.py --data-root DATA --work WORK",
+        "machine": f"{platform.machine()}, one thread, cores shared with other work",
+        "python": sys.version.split()[0],
+        "blocks": [block for name in BLOCKS if (block := table(name, found))["rows"]],
+        "missing_seeds_of_five": {name: parts for name, parts in missing.items() if parts},
+        "cells": found,
+    }
+
+
+def table(name: str, found: list[dict]) -> dict:
+    """Rows of one block in the order of METHODS, the teacher first; population standard deviation over seeds."""
+    dataset, split, teacher = BLOCKS[name]
+    mine = [cell for cell in found if cell["block"] == name]
+    teachers = {cell["seed"]: cell["teacher_test"] for cell in mine}
+    values: Iterator[tuple[str, str, list[float]]] = iter(
+        [("teacher", "graph_at_inference", list(teachers.values()))]
+        + [(method, part[0]["input_class"], [cell["test"] for cell in part])
+           for method in METHODS if (part := [cell for cell in mine if cell["method"] == method])]
+    )  # fmt: skip
+    published = PUBLISHED.get(name, {})
+    rows = [
+        {
+            "method": method, "input_class": kind, "test": round(100 * statistics.fmean(tests), 2),
+            "std": round(100 * statistics.pstdev(tests), 2), "seeds": len(tests),
+            "published": published.get(method, (None, None))[0], "mark": published.get(method, (None, None))[1],
+        }
+        for method, kind, tests in values if tests
+    ]  # fmt: skip
+    return {
+        "block": name,
+        "dataset": dataset,
+        "split": split,
+        "setting": "transductive",
+        "teacher": teacher,
+        "rows": rows,
+    }
 
 
 if __name__ == "__main__":

@@ -4,47 +4,82 @@ Jiao et al., "TINED: GNNs-to-MLPs by Teacher Injection and Dirichlet Energy Dist
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
-from structkd.graph.data import Features, GraphTask
+from structkd.graph.data import Features, GraphTask, rows_of
 from structkd.graph.lesson import Lesson, Teaching
-from structkd.graph.losses import low_frequency, node_weights, soft_targets
+from structkd.graph.losses import node_divergence
 from structkd.graph.models import Mlp
 from structkd.graph.published import given
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.stages import Stage, stages
 from structkd.graph.students import activations, mlp_of_widths
 
+BATCH = 512
+"Nodes per optimiser step of the divergence, the published batch."
+
 
 def injected_steps(lesson: Lesson) -> Teaching:
-    """lambda CE + (1 - lambda) mean_i KL(t_i || s_i) + rate sum_l (log R_l(student) - log R_l(teacher))^2.
+    """lambda CE, (1 - lambda) mean KL(t_i || s_i), and rate sum_l (log R_l(student) - log R_l(teacher))^2, in turn.
 
     R_l is the ratio of Dirichlet energies after and before step l. Transforms start from the teacher's weights and
     learn `copied_rate` times as fast; a layer stands for each propagation and starts as identity.
+
+    An epoch is a step on the labels, one on each batch of nodes, and one on the energies, and the best epoch is that
+    of lowest validation cross-entropy, both as released. One step on their sum is not the same method: the ratios
+    start far apart, and weighted by ten they drown the rest (64 % in place of 71 % on CiteSeer).
     """
-    seen, option, config = lesson.seen, lesson.config.option, lesson.config
+    seen, config = lesson.seen, lesson.config
     steps = stages(given(lesson.teacher), seen)
     student = student_of(steps, given(config.dropout))
-    energy = dirichlet_energy(seen)
-    wanted = [_log_ratio(energy, step.before, step.after) for step in steps]
-    targets = soft_targets(given(lesson.logits), node_weights(seen))
-    rows, label_weight, rate = lesson.train_rows, given(config.label_weight), option("rate")
-    labels = seen.y[rows]
+    turns = [*_taught(lesson, student), _energies(lesson, student, steps)]
+    left: list[Callable[[], Tensor]] = []
 
     def loss_of(_: int) -> Tensor:
-        outputs, read = activations(student, seen.x)
-        loss = label_weight * cross_entropy(outputs[-1][rows], labels)
-        loss = loss + (1 - label_weight) * low_frequency(outputs[-1], targets)
-        return loss + rate * ratio_gap(energy, list(zip(read, outputs, strict=True)), wanted)
+        if not left:
+            left.extend(reversed(turns))
+        return left.pop()()
 
     return Teaching(
-        student, loss_of, groups=_groups(student, steps, given(config.learning_rate), option("copied_rate"))
-    )
+        student, loss_of, groups=_groups(student, steps, given(config.learning_rate), config.option("copied_rate")),
+        steps=len(turns), answers=one_hot(seen.y.clamp(min=0), seen.classes).to(torch.float32),
+    )  # fmt: skip
+
+
+def _taught(lesson: Lesson, student: Mlp) -> list[Callable[[], Tensor]]:
+    """A step on the labels, when they weigh anything, and one on the teacher's answers for each batch of nodes."""
+    seen, weight, soft = lesson.seen, given(lesson.config.label_weight), given(lesson.logits).softmax(dim=1)
+    rows = lesson.train_rows
+    x, labels = rows_of(seen.x, rows), seen.y[rows]
+    turns = [lambda: weight * cross_entropy(student(x), labels)] if weight else []
+    if weight < 1:
+        batches = torch.arange(seen.num_nodes).split(BATCH)
+        turns += [partial(_divergence, student, rows_of(seen.x, batch), soft[batch], 1 - weight) for batch in batches]
+    return turns
+
+
+def _divergence(student: Mlp, x: Features, soft: Tensor, weight: float) -> Tensor:
+    return weight * node_divergence(student(x), soft)
+
+
+def _energies(lesson: Lesson, student: Mlp, steps: Sequence[Stage]) -> Callable[[], Tensor]:
+    """A step on the ratios of energies over the whole observed graph."""
+    x, energy, rate = lesson.seen.x, dirichlet_energy(lesson.seen), lesson.config.option("rate")
+    wanted = [log_ratio(energy(step.before), energy(step.after)) for step in steps]
+    start = energy(x)
+
+    def turn() -> Tensor:
+        outputs, read = activations(student, x)
+        before = [start, *map(energy, read[1:])]
+        return rate * ratio_gap(list(zip(before, map(energy, outputs), strict=True)), wanted)
+
+    return turn
 
 
 def dirichlet_energy(seen: GraphTask) -> Callable[[Features], Tensor]:
@@ -67,17 +102,20 @@ def dirichlet_energy(seen: GraphTask) -> Callable[[Features], Tensor]:
 
 
 def ratio_gap(
-    energy: Callable[[Features], Tensor],
-    steps: Sequence[tuple[Features, Tensor]],
-    wanted: Sequence[Float[Tensor, ""] | None],
+    energies: Sequence[tuple[Float[Tensor, ""], Float[Tensor, ""]]], wanted: Sequence[Float[Tensor, ""] | None]
 ) -> Float[Tensor, ""]:
-    """sum over steps of (log R_student - log R_teacher)^2; a step with no energy on one side does not count."""
-    total = steps[-1][1].new_zeros(())
-    for (before, after), target in zip(steps, wanted, strict=True):
-        mine = _log_ratio(energy, before, after)
+    """sum over steps of (log R_student - log R_teacher)^2, R = after / before; a step without energy does not count."""
+    total = (energies[-1][1] * 0).sum()
+    for (before, after), target in zip(energies, wanted, strict=True):
+        mine = log_ratio(before, after)
         if mine is not None and target is not None:
             total = total + (mine - target).square()
     return total
+
+
+def log_ratio(before: Float[Tensor, ""], after: Float[Tensor, ""]) -> Float[Tensor, ""] | None:
+    """log(after / before); None where one of them is 0."""
+    return None if before.item() <= 0 or after.item() <= 0 else torch.log(after) - torch.log(before)
 
 
 def student_of(steps: Sequence[Stage], dropout: float) -> Mlp:
@@ -91,11 +129,6 @@ def student_of(steps: Sequence[Stage], dropout: float) -> Mlp:
             weight.copy_(torch.eye(*weight.shape) if step.weight is None else step.weight)
             bias.copy_(torch.zeros_like(bias) if step.bias is None else step.bias)
     return student
-
-
-def _log_ratio(energy: Callable[[Features], Tensor], before: Features, after: Features) -> Tensor | None:
-    old, new = energy(before), energy(after)
-    return None if old.item() <= 0 or new.item() <= 0 else torch.log(new) - torch.log(old)
 
 
 def _groups(student: Mlp, steps: Sequence[Stage], learning_rate: float, ratio: float) -> list[Mapping[str, Any]]:

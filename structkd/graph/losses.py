@@ -200,6 +200,14 @@ class _Difference(torch.autograd.Function):
         return gradient * gradients[0], None
 
 
+def node_divergence(
+    student_logits: Float[Tensor, "nodes classes"], soft: Float[Tensor, "nodes classes"]
+) -> Float[Tensor, ""]:
+    """Mean over nodes of KL(soft || softmax(student))."""
+    parts: Tensor = torch.special.xlogy(soft, soft) - soft * student_logits.log_softmax(dim=1)
+    return parts.sum(dim=1).mean()
+
+
 def band_matching(
     student_logits: Float[Tensor, "nodes classes"], teacher_band: Float[Tensor, "nodes classes"], smoother: SparseMatrix
 ) -> Float[Tensor, ""]:

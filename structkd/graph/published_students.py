@@ -2,8 +2,9 @@
 
 KRD, ICML 2023, and HGMD, CIKM 2024: `best_parameters.json` (transductive); AdaGMLP, KDD 2024: `train.sh`, which leaves
 the student's width at its default 64; InfGraND, TMLR 2026: `configs/*_tran.yaml` (its table 6); NOSMOG, ICLR 2023:
-`tran.conf.yaml`, made for the CPF protocol with a SAGE teacher; TINED, ICML 2025: `best_records.json`, SAGE teacher.
-G2MLP has no public code: its row is FF-G2M's, and the weight of its moments is ours. A dataset or teacher without a
+`tran.conf.yaml`, made for the CPF protocol with a SAGE teacher; TINED, ICML 2025: `best_records.json`, SAGE teacher,
+whose `lamb` weighs the teacher's answers, so the label weight is one minus it. G2MLP has no public code: its row is
+FF-G2M's, and the weight of its moments is ours. A dataset or teacher without a
 row of a method takes the dataset's FF-G2M row at temperature 1 and the method's first options.
 """
 
@@ -105,9 +106,9 @@ ADAGMLP: dict[tuple[str, str], Row] = {
 
 
 TINED: dict[tuple[str, str], Row] = {
-    ("cora", "sage"): Row(6, 512, 0.0, 1.0, 1.0, 5e-3, 5e-3, {"rate": 1.0, "copied_rate": 1.0}),
+    ("cora", "sage"): Row(6, 512, 0.0, 0.0, 1.0, 5e-3, 5e-3, {"rate": 1.0, "copied_rate": 1.0}),
     ("citeseer", "sage"): Row(4, 1024, 0.0, 0.5, 1.0, 1e-4, 1e-2, {"rate": 10.0, "copied_rate": 0.5}),
-    ("pubmed", "sage"): Row(4, 2048, 0.1, 1.0, 1.0, 1e-3, 1e-2, {"rate": 0.1, "copied_rate": 0.5}),
+    ("pubmed", "sage"): Row(4, 2048, 0.1, 0.0, 1.0, 1e-3, 1e-2, {"rate": 0.1, "copied_rate": 0.5}),
     ("photo", "sage"): Row(6, 1024, 0.5, 0.5, 1.0, 1e-3, 1e-3, {"rate": 0.1, "copied_rate": 0.1}),
 }
 

@@ -11,17 +11,18 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from structkd import graph
 from structkd.errors import DataError, TeacherMismatchError, UsageError
-from structkd.graph import _transport
+from structkd.graph import _transport, dirichlet
 from structkd.graph.boosting import Ensemble, alignment, diagonal, reweighted, with_missing
+from structkd.graph.data import rows_of
 from structkd.graph.dirichlet import dirichlet_energy, ratio_gap, student_of
 from structkd.graph.distillation import predict
 from structkd.graph.hardness import Draw, edge_draws, edge_probability, matrix_of, mixture_targets, similarity_weights
 from structkd.graph.influence import Propagated, global_influence
 from structkd.graph.lesson import Lesson, edge_divergence
-from structkd.graph.losses import low_frequency, neighbour_weights, soft_targets
+from structkd.graph.losses import low_frequency, neighbour_weights, node_divergence, soft_targets
 from structkd.graph.methods import METHODS
 from structkd.graph.moments import SMALLEST, curvature, moment_gap, moments
-from structkd.graph.nosmog import divergence, likeness_gap, worst_noise
+from structkd.graph.nosmog import likeness_gap, worst_noise
 from structkd.graph.positions import Positioned, deep_walk
 from structkd.graph.published_students import OPTIONS, ROWS, own_options, student_recipe
 from structkd.graph.reliability import KeepRule, kept_weights, noise_sensitivity
@@ -231,13 +232,13 @@ def test_dirichlet_energy_and_the_gap_of_ratios(small):
     steps = [(teacher, wide), (wide, 2 * teacher + 1)]
     wanted = [torch.log(energy(new)) - torch.log(energy(old)) for old, new in steps]
     same_value_and_gradient(
-        lambda a, b: ratio_gap(energy, [(a, b), (b, a)], wanted),
+        lambda a, b: ratio_gap([(energy(a), energy(b)), (energy(b), energy(a))], wanted),
         lambda a, b: slow.dirichlet_gap([(a, b), (b, a)], steps, pairs(task)),
         student,
         wide,
     )
     flat = torch.ones(9, 3, dtype=torch.float64)
-    assert float(ratio_gap(energy, [(flat, student)], [wanted[0]])) == 0
+    assert float(ratio_gap([(energy(flat), energy(student))], [wanted[0]])) == 0
 
 
 def test_tined_starts_as_the_teacher_without_its_edges(task, teacher):
@@ -256,22 +257,34 @@ def test_tined_starts_as_the_teacher_without_its_edges(task, teacher):
     assert [group["lr"] for group in again.groups] == [0.005, 0.01]
 
 
-def test_tined_loss_is_the_sum_of_its_parts(task, teacher):
+def test_an_epoch_of_tined_is_a_step_on_labels_on_each_batch_and_on_the_energies(task, teacher, monkeypatch):
+    monkeypatch.setattr(dirichlet, "BATCH", 100)  # 120 nodes: a batch of 100 and one of 20
     lesson = lesson_of(task, teacher, "tined", label_weight=0.4, dropout=0.0)
     teaching = METHODS["tined"].teach(lesson)
     with torch.no_grad():
         outputs, read = activations(teaching.student, task.x)
-    z = outputs[-1].double()
+    z, t = outputs[-1].double(), teacher.logits(task).double()
     wanted = [(step.before, step.after) for step in stages(teacher, task)]
     gap = slow.dirichlet_gap(
         [(a.double(), b.double()) for a, b in zip(read, outputs, strict=True)],
         [(a.double(), b.double()) for a, b in wanted],
         pairs(task),
     )
-    labels = cross_entropy(z[task.train], task.y[task.train])
-    taught = slow_losses.node_divergence(z.tolist(), teacher.logits(task).double().tolist())
-    expected = 0.4 * float(labels) + 0.6 * taught + 1.0 * float(gap)
-    assert float(teaching.loss_of(1).detach()) == pytest.approx(expected, rel=1e-4)
+    batches = [
+        slow_losses.node_divergence(z[rows].tolist(), t[rows].tolist()) for rows in (slice(100), slice(100, 120))
+    ]
+    expected = [0.4 * float(cross_entropy(z[task.train], task.y[task.train])), *(0.6 * part for part in batches), gap]
+    for epoch in (1, 2):
+        found = [float(teaching.loss_of(epoch).detach()) for _ in range(teaching.steps)]
+        assert found == pytest.approx([float(part) for part in expected], rel=1e-4)
+    labels_off = METHODS["tined"].teach(lesson_of(task, teacher, "tined", label_weight=0.0))
+    assert labels_off.steps == teaching.steps - 1
+
+
+def test_tined_is_judged_by_the_cross_entropy_of_validation_labels(task, teacher):
+    teaching = METHODS["tined"].teach(lesson_of(task, teacher, "tined"))
+    assert torch.equal(teaching.answers[task.valid].argmax(dim=1), task.y[task.valid])
+    assert torch.equal(teaching.answers[task.valid].sum(dim=1), torch.ones(int(task.valid.sum())))
 
 
 def test_moments_and_their_gap(small):
@@ -330,7 +343,7 @@ def test_likeness_and_divergence(small):
     same_value_and_gradient(lambda z: likeness_gap(z, wide), lambda z: slow.likeness_gap(z, wide), student)
     soft = teacher.softmax(dim=1)
     same_value_and_gradient(
-        lambda z: divergence(z, soft),
+        lambda z: node_divergence(z, soft),
         lambda z: sum(slow.divergence(t, s) for t, s in zip(teacher, z, strict=True)) / 9,
         student,
     )
@@ -340,10 +353,10 @@ def test_worst_noise_stays_within_its_bound_and_hurts():
     generator = torch.Generator().manual_seed(11)
     x, weight = torch.randn(20, 6, generator=generator), torch.randn(6, 3, generator=generator)
     soft = torch.randn(20, 3, generator=generator).softmax(dim=1)
-    noise = worst_noise(lambda part: divergence(part @ weight, soft), x, 0.05, generator)
+    noise = worst_noise(lambda part: node_divergence(part @ weight, soft), x, 0.05, generator)
     assert float(noise.abs().max()) <= 0.05 + 1e-8
     assert not noise.requires_grad
-    assert float(divergence((x + noise) @ weight, soft)) > float(divergence(x @ weight, soft))
+    assert float(node_divergence((x + noise) @ weight, soft)) > float(node_divergence(x @ weight, soft))
 
 
 def test_positions_put_neighbours_together(task):
@@ -500,6 +513,9 @@ def test_published_rows_of_students():
     assert own_options("nosmog", "planetoid:CiteSeer", "gcn")["width"] == 16
     assert own_options("adagmlp", "planetoid:Cora", "sage")["members"] == 2
     assert student_recipe("tined", "planetoid:CiteSeer", "public", "sage").learning_rate == 1e-4
+    assert (
+        student_recipe("tined", "planetoid:Cora", "public", "sage").label_weight == 0.0
+    )  # its lamb of 1 is the teacher's
     assert student_recipe("krd", "digits", "public", "gcn").temperature == 1.0
     assert set(OPTIONS) == set(ROWS) <= set(METHODS)
 
