@@ -62,8 +62,11 @@ class DistillConfig:
         """The same with every open field filled for this task.
 
         Raises:
-            UsageError: an option that the method does not have, or one that is no number.
+            UsageError: an option that the method does not have or one that is no number, or a label weight that is no
+                share.
         """
+        if self.label_weight is not None and not 0 <= self.label_weight <= 1:
+            raise UsageError(f"label weight {self.label_weight}: expected a share from 0 to 1.")
         row = student_recipe(self.method, task.name, task.split, self.teacher)
         own = own_options(self.method, task.name, self.teacher)
         mine = _parsed(self.options)

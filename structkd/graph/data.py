@@ -81,7 +81,7 @@ class GraphTask:
         """
         features = clean_features(x, name)
         nodes = features.shape[0]
-        labels = torch.as_tensor(np.asarray(y), dtype=torch.int64)
+        labels = _labels(y, name)
         if labels.shape != (nodes,):
             raise DataError(f"{name}: {nodes} feature rows but labels of shape {tuple(labels.shape)}.")
         masks = {
@@ -174,6 +174,8 @@ def clean_features(x: Any, name: str) -> Features:
         features = torch.as_tensor(np.asarray(x)).to(torch.float32)
         if features.ndim != 2:
             raise DataError(f"{name}: features of shape {tuple(features.shape)}; expected [nodes, features].")
+    if 0 in features.shape:
+        raise DataError(f"{name}: features of shape {tuple(features.shape)}; expected one node and one column or more.")
     values = features.values if isinstance(features, SparseMatrix) else features
     bad = int((~torch.isfinite(values)).sum())
     if bad:
@@ -274,12 +276,24 @@ def _mask(value: Any, nodes: int, what: str) -> Tensor:
     return array
 
 
+def _labels(value: Any, name: str) -> Tensor:
+    given = np.asarray(value)
+    if given.dtype.kind not in "biu" and not (given.dtype.kind == "f" and bool(np.all(given == np.rint(given)))):
+        raise DataError(f"{name}: labels of type {given.dtype} that are no whole numbers; expected class numbers.")
+    return torch.as_tensor(given.astype(np.int64))
+
+
 def _classes(labels: Tensor, train: Tensor, classes: int | None, name: str) -> int:
     count = classes if classes is not None else int(labels.max()) + 1
     if int(labels.min()) < UNKNOWN or int(labels.max()) >= count:
         raise DataError(
             f"{name}: labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to {count - 1} "
             f"(or {UNKNOWN} for a node without one)."
+        )
+    if count > len(labels):
+        raise DataError(
+            f"{name}: labels run to {int(labels.max())} in a graph of {len(labels)} nodes, so most classes would have "
+            "no node. Number the classes from 0 without gaps."
         )
     trained = len(torch.unique(labels[train]))
     if trained < 2:

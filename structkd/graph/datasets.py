@@ -1,5 +1,6 @@
 """Datasets by name: readers of published files, the digits graph, and generated block-model graphs."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -149,8 +150,14 @@ def block_model(settings: Mapping[str, float], seed: int) -> RawGraph:
     """Edges drawn so that a share `homophily` of them joins equal classes; features = class centre + noise."""
     generator = np.random.default_rng(seed)
     nodes, classes = int(settings["nodes"]), int(settings["classes"])
+    least = {"degree": 0, "signal": 0, "features": 1, "labels": 1, "valid": 1}
     if nodes < 2 * classes or classes < 2:
         raise UsageError(f"dataset sbm: {nodes} nodes in {classes} classes; expected 2 or more classes of 2 or more.")
+    if not 0 <= settings["homophily"] <= 1:
+        raise UsageError(f"dataset sbm: homophily={settings['homophily']}; expected a share between 0 and 1.")
+    for key in ("degree", "signal", "features", "labels", "valid"):
+        if not least[key] <= settings[key] < math.inf:
+            raise UsageError(f"dataset sbm: {key}={settings[key]}; expected {least[key]} or more.")
     y = generator.permutation(np.arange(nodes) % classes)
     count = round(nodes * settings["degree"] / 2)
     rows = generator.integers(nodes, size=count)

@@ -72,13 +72,20 @@ class Linear(nn.Module):
         return product if self.bias is None else product + self.bias
 
 
+def check_shape(layers: int, hidden: int, dropout: float) -> None:
+    """UsageError on a depth, a width or a share of dropped values that no model has."""
+    if layers < 1 or hidden < 1:
+        raise UsageError(f"layers {layers}, hidden {hidden}: expected 1 or more of both.")
+    if not 0 <= dropout < 1:
+        raise UsageError(f"dropout {dropout}: expected a share from 0 to below 1.")
+
+
 class Mlp(nn.Module):
     """The student: Linear, ReLU, dropout between layers, no norm; x -> logits, no graph."""
 
     def __init__(self, inputs: int, hidden: int, classes: int, layers: int = 2, dropout: float = 0.5) -> None:
         super().__init__()
-        if layers < 1:
-            raise UsageError(f"layers {layers}: expected 1 or more.")
+        check_shape(layers, hidden, dropout)
         self.widths = [inputs, *[hidden] * (layers - 1), classes]
         self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(self.widths))
         self.dropout = dropout
@@ -263,4 +270,5 @@ def build_teacher(
     """A teacher by name; UsageError when there is none of that name."""
     if name not in MODELS:
         raise UsageError(f"teacher {name!r}: expected one of {', '.join(MODELS)}, or scores:DIR or scores:FILE.")
+    check_shape(layers, hidden, dropout)
     return MODELS[name](inputs, hidden, classes, layers, dropout, heads)

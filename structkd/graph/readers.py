@@ -22,6 +22,8 @@ from structkd.graph.splits import Split
 
 IntArray = NDArray[np.int64]
 
+_MASKS = ("train_masks", "val_masks", "test_masks")
+
 
 @dataclass(frozen=True)
 class RawGraph:
@@ -130,10 +132,9 @@ def row_normalised(x: Any) -> sp.csr_array:
 def csr_npz(path: Path) -> RawGraph:
     """An npz with adj_{data,indices,indptr,shape}, attr_* (or a dense `attr_matrix`) and labels; masks are optional."""
     arrays = _npz(path, ("adj_indices", "adj_indptr", "labels"))
-    y = np.asarray(arrays["labels"], dtype=np.int64)
+    y = _whole(arrays, "labels", path)
     nodes = len(y)
-    indptr = np.asarray(arrays["adj_indptr"], dtype=np.int64)
-    columns = np.asarray(arrays["adj_indices"], dtype=np.int64)
+    indptr, columns = _whole(arrays, "adj_indptr", path), _whole(arrays, "adj_indices", path)
     if len(indptr) != nodes + 1 or indptr[-1] != len(columns):
         raise CorruptFileError(
             f"{path}: adj_indptr has {len(indptr)} entries up to {int(indptr[-1])}, but there are {nodes} labels and "
@@ -145,24 +146,19 @@ def csr_npz(path: Path) -> RawGraph:
             f"{path}: adj_indptr falls after row {int(falls[0]) if len(falls) else 0}; row starts must rise from 0. "
             "Were more than 2^31 edges written with 32-bit numbers?"
         )
-    weights = arrays.get("adj_data")
-    kept = np.ones(len(columns), dtype=bool) if weights is None else np.asarray(weights) != 0
-    edges = np.stack([np.repeat(np.arange(nodes), np.diff(indptr)), columns])[:, kept]
-    masks = None
-    if "train_masks" in arrays:
-        masks = (arrays["train_masks"], arrays["val_masks"], arrays["test_masks"])
+    weights = arrays.get("adj_data", np.ones(len(columns)))
+    if len(weights) != len(columns):
+        raise CorruptFileError(f"{path}: {len(weights)} adj_data for {len(columns)} adj_indices. Was the file cut?")
+    edges = np.stack([np.repeat(np.arange(nodes), np.diff(indptr)), columns])[:, np.asarray(weights) != 0]
+    masks = _masks(arrays, nodes, path) if any(key in arrays for key in _MASKS) else None
     return RawGraph(_attributes(arrays, nodes, path), edges, y, masks=masks)
 
 
 def heterophilous_npz(path: Path) -> RawGraph:
     """node_features, node_labels, edges (each once) and ten fixed masks."""
-    keys = ("node_features", "node_labels", "edges", "train_masks", "val_masks", "test_masks")
-    arrays = _npz(path, keys)
-    masks = (arrays["train_masks"], arrays["val_masks"], arrays["test_masks"])
-    edges = np.asarray(arrays["edges"], dtype=np.int64)
-    return RawGraph(
-        arrays["node_features"].astype(np.float32), edges.T, np.asarray(arrays["node_labels"], np.int64), masks=masks
-    )
+    arrays = _npz(path, ("node_features", "node_labels", "edges", *_MASKS))
+    y, edges = _whole(arrays, "node_labels", path), _whole(arrays, "edges", path, dimensions=2)
+    return RawGraph(_real(arrays, "node_features", path), edges.T, y, masks=_masks(arrays, len(y), path))
 
 
 def ogb_csv(folder: Path) -> RawGraph:
@@ -198,7 +194,10 @@ def _planetoid_part(folder: Path, name: str, key: str) -> Any:
 def _npz(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     _existing(path)
     try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
+        with open(path, "rb") as handle:
+            archive = np.load(handle, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: one bare array (npy); expected an npz with {', '.join(needed)}.")
             missing = [key for key in needed if key not in archive.files]
             if missing:
                 raise DataError(f"{path}: no array {missing[0]!r}; found {', '.join(archive.files)}.")
@@ -212,13 +211,48 @@ def _npz(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
         raise DataError(f"{path}: an array is a pickled object ({error}); save plain numeric arrays.") from None
 
 
+def _whole(arrays: Mapping[str, Any], key: str, path: Path, dimensions: int = 1) -> IntArray:
+    """An array of whole numbers as int64; DataError names the first entry that is none."""
+    given = np.asarray(arrays[key])
+    if given.ndim != dimensions:
+        raise DataError(f"{path}: {key} has shape {given.shape}; expected {dimensions} dimension(s).")
+    if not np.issubdtype(given.dtype, np.integer):
+        broken = np.flatnonzero(~(np.isfinite(given) & (given == np.rint(given)))) if given.dtype.kind == "f" else [0]
+        if len(broken):
+            raise DataError(f"{path}: {key} holds {given.ravel()[broken[0]]!s} at {broken[0]}; expected whole numbers.")
+    return given.astype(np.int64)
+
+
+def _real(arrays: Mapping[str, Any], key: str, path: Path) -> NDArray[np.float32]:
+    """An array of real numbers as float32; DataError on text and complex numbers."""
+    given = np.asarray(arrays[key])
+    if given.dtype.kind not in "biuf":
+        raise DataError(f"{path}: {key} is of type {given.dtype}; expected real numbers.")
+    return given.astype(np.float32)
+
+
+def _masks(arrays: Mapping[str, Any], nodes: int, path: Path) -> tuple[Any, Any, Any]:
+    """Fixed masks [splits, nodes], one array for each part; a single split may come as [nodes]."""
+    missing = [key for key in _MASKS if key not in arrays]
+    if missing:
+        raise DataError(f"{path}: no array {missing[0]!r}; fixed masks are {', '.join(_MASKS)}, all three.")
+    train, valid, test = (np.atleast_2d(np.asarray(arrays[key])) for key in _MASKS)
+    for key, mask in zip(_MASKS, (train, valid, test), strict=True):
+        if mask.shape != (len(train), nodes):
+            raise DataError(
+                f"{path}: {key} has shape {mask.shape}; expected ({len(train)}, {nodes}), as many splits as "
+                "train_masks has, and all nodes."
+            )
+    return train, valid, test
+
+
 def _attributes(arrays: dict[str, Any], nodes: int, path: Path) -> Any:
     if "attr_matrix" in arrays:
-        return np.asarray(arrays["attr_matrix"], dtype=np.float32)
+        return _real(arrays, "attr_matrix", path)
     missing = [key for key in ("attr_data", "attr_indices", "attr_indptr", "attr_shape") if key not in arrays]
     if missing:
         raise DataError(f"{path}: no array {missing[0]!r}; expected features as attr_data/indices/indptr/shape.")
-    parts = (arrays["attr_data"], arrays["attr_indices"], arrays["attr_indptr"])
+    parts = (_real(arrays, "attr_data", path), arrays["attr_indices"], arrays["attr_indptr"])
     try:
         rows, columns = (int(size) for size in arrays["attr_shape"])
         x = sp.csr_array(parts, shape=(rows, columns))

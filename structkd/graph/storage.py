@@ -78,7 +78,7 @@ def evaluate_saved(folder: str | Path, task: GraphTask) -> dict[str, float]:
     Raises:
         DataError: no model there, or it does not fit the task.
     """
-    value = read_json(Path(folder) / _DESCRIPTION)
+    value = _description(Path(folder))
     if value.get("kind") == "teacher":
         return report(task, load_teacher(folder, task).logits(task))
     student, inputs = load_student_and_inputs(folder)
@@ -100,8 +100,17 @@ def _save(folder: Path, model: nn.Module, value: dict[str, Any], extra: Mapping[
     write_json(folder / _DESCRIPTION, value)
 
 
+def _description(folder: Path) -> dict[str, Any]:
+    if not (folder / _DESCRIPTION).is_file():
+        raise DataError(
+            f"{folder}: no {_DESCRIPTION} there; expected a folder that `structkd graph teach` or `distill` wrote."
+        )
+    found: dict[str, Any] = read_json(folder / _DESCRIPTION)
+    return found
+
+
 def _load(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    value = read_json(folder / _DESCRIPTION)
+    value = _description(folder)
     if value.get("kind") != kind:
         raise DataError(f"{folder}: holds a {value.get('kind')}; expected a {kind}.")
     try:

@@ -1,5 +1,6 @@
 """Train a graph teacher, and write what it says about every node into a score cache."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from structkd import scores
-from structkd.errors import DataError, TeacherMismatchError
+from structkd.errors import DataError, MissingScoreError, TeacherMismatchError, UsageError
 from structkd.graph.data import GraphTask
 from structkd.graph.evaluate import metric_of, report
 from structkd.graph.models import build_teacher
 from structkd.graph.published import given, recipe
 from structkd.graph.sampled import SampledTraining, layerwise_logits, parsed_fan_outs, restricted
-from structkd.graph.train import Fit, FitConfig, Selection, fit
+from structkd.graph.train import Fit, FitConfig, Selection, at_least_one, fit
 from structkd.ids import fingerprint_arrays
 from structkd.progress import note
 from structkd.scores.formats_nodes import read_node_file
@@ -67,8 +68,9 @@ class TeacherConfig:
     "What validation decides by: its metric, as the papers' code, or its cross-entropy, which has no ties."
 
     def resolved(self, task: GraphTask) -> "TeacherConfig":
-        """The same with every open field filled for this task."""
+        """The same with every open field filled for this task; UsageError on a count below 1."""
         row = recipe(task.name, task.split, self.model)
+        at_least_one(heads=self.heads, batch_nodes=self.batch_nodes)
         return replace(
             self,
             layers=row.layers if self.layers is None else self.layers,
@@ -172,13 +174,16 @@ def teacher_spec(task: GraphTask, config: TeacherConfig, seed: int) -> scores.Te
 def score_nodes(teacher: Teacher, task: GraphTask, store: str | Path) -> scores.NodeScores:
     """The teacher's logits of every observed node, in a score cache; an existing cache of this teacher is read back.
 
+    One that an interruption left half written is completed.
+
     Raises:
         TeacherMismatchError: `store` belongs to another teacher, or the teacher learnt from another split.
     """
     check_split(teacher, task)
     spec = teacher_spec(task, teacher.config, teacher.seed)
     if Path(store).exists() and any(Path(store).iterdir()):
-        return read_scores(store, task, spec)
+        with contextlib.suppress(MissingScoreError):
+            return read_scores(store, task, spec)
     logits = teacher.logits(task.observed).numpy()
     return scores.write_nodes(store, spec, logits, task.observed.fingerprint)
 
@@ -209,6 +214,8 @@ def open_scores(store: str | Path, spec: scores.TeacherSpec | None = None) -> sc
         return scores.NodeScores(
             Path(store), Header(found, table.graph_fingerprint, nodes, classes), None, [table.logits]
         )
+    if Path(store).is_file():
+        raise UsageError(f"{store}: expected a folder of teacher scores, or a .npz, .safetensors or .parquet file.")
     opened = scores.open(store, expect=spec)
     if not isinstance(opened, scores.NodeScores):
         raise DataError(f"{store}: holds scores of pairs; expected node logits, as `structkd graph score` writes.")

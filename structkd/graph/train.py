@@ -1,6 +1,7 @@
 """The one training loop of this half: Adam, early stop on validation, weights of the best epoch."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,20 +10,34 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from structkd.errors import DataError
+from structkd.errors import DataError, UsageError
 
 Selection = Literal["metric", "loss"]
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to optimise."""
+    """How to optimise; UsageError on a value that no optimiser takes."""
 
     learning_rate: float = 0.01
     weight_decay: float = 5e-4
     epochs: int = 500
     patience: int = 50
     select: Selection = "metric"
+
+    def __post_init__(self) -> None:
+        at_least_one(epochs=self.epochs, patience=self.patience)
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"learning rate {self.learning_rate}: expected a number above 0, as 0.01.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"weight decay {self.weight_decay}: expected 0 or a number above it, as 0.0005.")
+
+
+def at_least_one(**counts: int) -> None:
+    """UsageError for the first count that is below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise UsageError(f"{name.replace('_', ' ')} {count}: expected 1 or more.")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 from structkd.cli.app import run
 
 DATA = ["--dataset", "sbm:nodes=300,classes=3,signal=0.7"]
+MLP = ["distill", "--dataset", "sbm:", "--method", "mlp", "--out", "x"]
 SHORT = ["--epochs", "10", "--hidden", "16"]
 
 
@@ -50,6 +51,29 @@ def test_bench_prints_the_contract(tmp_path: Path, capsys: pytest.CaptureFixture
         (["bench", "--dataset", "digits", "--teacher", "gin"], 2, "teacher 'gin': expected one of gcn"),
         (["bench", "--dataset", "digits", "--seeds", "0"], 2, "--seeds 0: expected 1 or more"),
         (["bench", "--dataset", "npz:none.npz"], 1, "none.npz: no such file"),
+        (
+            ["bench", "--dataset", "sbm:", "--teacher", "scores:there.pt"],
+            2,
+            "expected a folder of teacher scores, or a .npz",
+        ),
+        (["evaluate", "--dataset", "sbm:", "--model", "none"], 1, "none: no model.json there; expected a folder that"),
+        ([*MLP, "--epochs", "0"], 2, "epochs 0: expected 1 or more"),
+        ([*MLP, "--patience", "0"], 2, "patience 0: expected 1 or more"),
+        ([*MLP, "--hidden", "0"], 2, "hidden 0: expected 1 or more of both"),
+        ([*MLP, "--dropout", "1.5"], 2, "dropout 1.5: expected a share from 0 to below 1"),
+        ([*MLP, "--learning-rate", "-1"], 2, "learning rate -1.0: expected a number above 0"),
+        ([*MLP, "--weight-decay", "-1"], 2, "weight decay -1.0: expected 0 or a number above it"),
+        ([*MLP, "--label-weight", "7"], 2, "label weight 7.0: expected a share from 0 to 1"),
+        (
+            ["teach", "--dataset", "sbm:", "--model", "gat", "--heads", "0", "--out", "x"],
+            2,
+            "heads 0: expected 1 or more",
+        ),
+        (
+            ["teach", "--dataset", "sbm:", "--fan-out", "5,5", "--batch-nodes", "0", "--out", "x"],
+            2,
+            "batch nodes 0: exp",
+        ),
         (["distill", "--dataset", "digits", "--out", "x"], 2, "--method ff-g2m needs --scores DIR"),
     ],
 )
@@ -59,5 +83,6 @@ def test_errors(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "there.pt").write_bytes(b"")
     assert run(["graph", *tokens]) == status
     assert message in capsys.readouterr().err

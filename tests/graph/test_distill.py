@@ -10,7 +10,7 @@ from reference import graph_losses as slow
 from torch.nn.functional import cross_entropy
 
 from structkd import graph, scores
-from structkd.errors import DataError, TeacherMismatchError, UsageError
+from structkd.errors import DataError, MissingScoreError, TeacherMismatchError, UsageError
 from structkd.graph.distillation import predict
 from structkd.graph.evaluate import accuracy, report, roc_auc
 from structkd.graph.latency import NeighbourhoodTeacher
@@ -19,6 +19,7 @@ from structkd.graph.methods import METHODS
 from structkd.graph.published import FF_G2M, recipe
 from structkd.graph.storage import evaluate_saved, load_student, load_teacher, save_student, save_teacher
 
+store_module = importlib.import_module("structkd.scores.store")
 bench_module = importlib.import_module("structkd.graph.bench")  # the name graph.bench is the function
 DATASET = "sbm:nodes=400,classes=3,degree=6,signal=0.7"
 TEACHER = graph.TeacherConfig(hidden=32, epochs=60)
@@ -226,6 +227,20 @@ def test_bench_continues_after_an_interruption(tmp_path, monkeypatch):
     rows = graph.bench(config(), tmp_path / "cut")["rows"]
     assert len(calls) == 5  # two finished before the cut, one cut, two after
     assert [row["test"] for row in rows] == [row["test"] for row in whole["rows"]]
+
+
+@pytest.mark.parametrize("kept", [0, 1], ids=["nothing", "the first block"])
+def test_a_cache_that_a_kill_left_half_written_is_completed(task, teacher, tmp_path, monkeypatch, kept):
+    """kill -9 between a store's birth and its last block: the same line runs again as if nothing had happened."""
+    spec, logits = graph.teacher_spec(task, teacher.config, teacher.seed), teacher.logits(task).numpy()
+    monkeypatch.setattr(store_module, "NODE_UNIT_ROWS", 64)
+    log = store_module.RowLog.open(tmp_path, spec, task.observed.fingerprint, *logits.shape)
+    for low, high in log.plan(64)[:kept]:
+        log.commit(low, logits[low:high], None)
+    with pytest.raises(MissingScoreError):
+        graph.read_scores(tmp_path, task, spec)
+    found = graph.score_nodes(teacher, task, tmp_path)
+    np.testing.assert_array_equal(np.array(found.logits), logits)
 
 
 def test_bench_refuses_a_foreign_cache(tmp_path):

@@ -13,7 +13,6 @@ from structkd import graph
 from structkd.errors import DataError, TeacherMismatchError, UsageError
 from structkd.graph import _transport, dirichlet
 from structkd.graph.boosting import Ensemble, alignment, diagonal, reweighted, with_missing
-from structkd.graph.data import rows_of
 from structkd.graph.dirichlet import dirichlet_energy, ratio_gap, student_of
 from structkd.graph.distillation import predict
 from structkd.graph.hardness import Draw, edge_draws, edge_probability, matrix_of, mixture_targets, similarity_weights

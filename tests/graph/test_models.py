@@ -92,7 +92,7 @@ def test_errors():
         build_teacher("gin", 3, 4, 2, 2, 0.5, 1)
     with pytest.raises(UsageError, match=r"hidden width 10 is no multiple of 4"):
         build_teacher("gat", 3, 10, 2, 2, 0.5, 4)
-    with pytest.raises(UsageError, match=r"layers 0: expected 1 or more"):
+    with pytest.raises(UsageError, match=r"layers 0, hidden 4: expected 1 or more"):
         Mlp(3, 4, 2, 0)
 
 

@@ -135,11 +135,40 @@ def test_csr_npz_round_trip(tmp_path):
         ({"attr_indptr": np.array([0, 9, 2, 2])}, r"attr_\* arrays do not fit together"),
         ({"attr_shape": np.array([4, 2]), "attr_indptr": np.array([0, 1, 2, 2, 2])}, r"4 feature rows but 3 labels"),
         ({"labels": np.array([0, "x", None], dtype=object)}, r"an array is a pickled object"),
+        ({"labels": np.array([0, 1.5, 1])}, r"labels holds 1\.5 at 1; expected whole numbers"),
+        ({"labels": np.array([0, 1, np.nan])}, r"labels holds nan at 2; expected whole numbers"),
+        ({"labels": np.array(["a", "b", "c"])}, r"labels holds a at 0; expected whole numbers"),
+        ({"labels": np.eye(3)}, r"labels has shape \(3, 3\); expected 1 dimension"),
+        ({"adj_data": np.ones(3)}, r"3 adj_data for 4 adj_indices"),
+        ({"attr_matrix": np.full((3, 2), "a")}, r"attr_matrix is of type <U1; expected real numbers"),
+        ({"attr_matrix": np.ones((3, 2), dtype=np.complex64)}, r"attr_matrix is of type complex64; expected real"),
+        ({"train_masks": np.eye(1, 3, dtype=bool)}, r"no array 'val_masks'; fixed masks are train_masks, val_masks"),
+        (
+            {
+                part: np.eye(2, 3 - (part == "val_masks"), dtype=bool)
+                for part in ("train_masks", "val_masks", "test_masks")
+            },
+            r"val_masks has shape \(2, 2\); expected \(2, 3\)",
+        ),
+        (
+            {
+                part: np.eye(2 + (part == "test_masks"), 3, dtype=bool)
+                for part in ("train_masks", "val_masks", "test_masks")
+            },
+            r"test_masks has shape \(3, 3\); expected \(2, 3\), as many splits as train_masks has",
+        ),
     ],
 )
 def test_bad_npz_files(tmp_path, changes, message):
     np.savez(tmp_path / "g.npz", **arrays(**changes))
     with pytest.raises(DataError, match=message):
+        csr_npz(tmp_path / "g.npz")
+
+
+def test_a_bare_array_is_no_npz(tmp_path):
+    with open(tmp_path / "g.npz", "wb") as handle:
+        np.save(handle, np.ones(3))
+    with pytest.raises(DataError, match=r"g\.npz: one bare array \(npy\); expected an npz with adj_indices"):
         csr_npz(tmp_path / "g.npz")
 
 
@@ -159,3 +188,12 @@ def test_heterophilous_layout(tmp_path):
     raw = heterophilous_npz(tmp_path / "h.npz")
     assert raw.edges.tolist() == [[0, 2], [1, 3]]
     assert raw.masks[0].shape == (3, 4)
+    np.savez(
+        tmp_path / "h.npz",
+        node_features=np.ones((4, 2)),
+        node_labels=np.array([0, 1, 0, 0.5]),
+        edges=raw.edges.T,
+        **masks,
+    )
+    with pytest.raises(DataError, match=r"node_labels holds 0\.5 at 3"):
+        heterophilous_npz(tmp_path / "h.npz")
