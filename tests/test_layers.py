@@ -61,7 +61,8 @@ INSIDE = {
         {"kinds"},
     ],
     "graph": [
-        {"_edges", "_sample", "_transport", "_walks", "published", "sparse"},
+        {"_edges", "_layers", "_sample", "_transport", "_walks", "published"},
+        {"sparse"},
         {"published_students"},
         {"data"},
         {"config", "inputs", "splits", "spectral", "sampling"},
