@@ -96,6 +96,7 @@ INSIDE = {
         {"encoders"},
         {"answers", "budget", "negatives", "evaluate", "sources", "pair_pool"},
         {"train", "pseudo_labels", "selection"},
+        {"isotropy"},
         {"policies", "teacher", "teacher_ray", "topics"},
         {"live"},
         {"distillation"},

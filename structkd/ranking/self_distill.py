@@ -1,6 +1,7 @@
 """Trans-Encoder: bi- and cross-encoders that teach each other without labels (Liu et al. 2022, arXiv 2109.13059).
 
 <out>/cycle-2/labels-bi-1/     what the first model's bi-encoder said of every pair: a score store like any teacher's
+<out>/cycle-2/whitening-1.npz  what its vectors are whitened with (.json: whether they are)
 <out>/cycle-2/cross-1/model/   the cross-encoder trained on it
 <out>/cycle-2/labels-cross-1/  what that said, in both orders when pairs are symmetric
 <out>/cycle-2/bi-1/model/      the bi-encoder trained on it
@@ -25,6 +26,7 @@ from structkd.objectives.pairwise import margin_mse
 from structkd.progress import note
 from structkd.ranking.bi_encoder import BiScorer
 from structkd.ranking.cross_encoder import CrossScorer
+from structkd.ranking.isotropy import ANISOTROPIC, LabelSpace, WhitenedScorer, Whitening, mean_cosine, sentence_vectors
 from structkd.ranking.pair_pool import GoldPairs, PairPool, overlap, swapped
 from structkd.ranking.pseudo_labels import (
     Calibration,
@@ -43,7 +45,7 @@ from structkd.ranking.selection import JUDGES, PhaseRow, Select, best_row, spear
 from structkd.ranking.tokens import token_embedding
 from structkd.ranking.train import Batch, FitConfig, Lists, LossOf, clear_checkpoint, fit, scored_grid
 from structkd.runs import Figure, Run, Series, plain
-from structkd.scores.cache import CachedScorer
+from structkd.scores.cache import CachedScorer, Scorer
 
 _PROBED = 1000  # pairs that a fresh head is fitted to
 
@@ -57,6 +59,10 @@ class SelfDistillConfig:
 
     asymmetric: bool = False
     "Query-passage pairs: one order, each side with its own prompt. Else sentence pairs: both orders, averaged."
+
+    label_space: LabelSpace = "auto"
+    """What a bi-encoder's labels are: its similarities (raw), or cosines of its softly whitened vectors. auto whitens
+    the vectors of sentence pairs whose mean cosine shows a common direction."""
 
     target_map: TargetMap = "clamp"
     """Cosines to targets in [0, 1]: max(0, s), (s + 1) / 2, or a straight line from the first to the last percentile
@@ -199,6 +205,11 @@ class _Cycles:
         self.rows: list[PhaseRow] = []
         self.asked = self.found = 0
         self.bis = [self._open_bi(init) for init in inits]
+        for bi in self.bis:
+            if config.label_space == "whitened" and not bi.bounded:
+                raise UsageError(
+                    f"{bi.name}: whitened labels are cosines, its scores have no bounds; use --label-space raw."
+                )
         self._claim()
 
     def run(self) -> SelfDistillResult:
@@ -225,17 +236,33 @@ class _Cycles:
     def _bi_scores(self, cycle: int, bis: Sequence[BiScorer]) -> list[FloatArray]:
         """Raw scores of all pairs by each bi-encoder; of sentence pairs one order says both."""
         return [
-            self._cached(bi, f"cycle-{cycle}/labels-bi-{member}", self.pool.pairs, False)[0]
+            self._cached(self._labeller(cycle, member, bi), f"cycle-{cycle}/labels-bi-{member}", False)[0]
             for member, bi in enumerate(bis, start=1)
         ]
 
+    def _labeller(self, cycle: int, member: int, bi: BiScorer) -> Scorer:
+        """The bi-encoder as it labels. What was fitted is kept: a run that goes on encodes nothing again."""
+        choice = self.config.label_space
+        if choice == "raw" or not isinstance(bi, SentenceScorer) or not bi.bounded:
+            return bi
+        path = self.out / f"cycle-{cycle}/whitening-{member}.npz"
+        decided = path.with_suffix(".json")
+        if not decided.is_file():
+            vectors = sentence_vectors(bi, self.pool.pairs)
+            common = mean_cosine(vectors)
+            whitened = choice == "whitened" or common > ANISOTROPIC
+            note(f"cycle {cycle}: bi {member}: mean cosine {common:.2f}, {'whitened' if whitened else 'raw'} labels")
+            Whitening.fit(vectors).save(path)
+            write_json(decided, {"mean_cosine": common, "whitened": whitened})
+        return WhitenedScorer(bi, Whitening.load(path)) if read_json(decided)["whitened"] else bi
+
     def _cross_labels(self, cycle: int, member: int, cross: CrossScorer) -> FloatArray:
         name = f"cycle-{cycle}/labels-cross-{member + 1}"
-        return logit_targets(self._cached(cross, name, self.pool.pairs, self.pool.symmetric))
+        return logit_targets(self._cached(cross, name, self.pool.symmetric))
 
-    def _cached(self, scorer: NeuralScorer, name: str, pairs: Pairs, both: bool) -> list[FloatArray]:
+    def _cached(self, scorer: Scorer, name: str, both: bool) -> list[FloatArray]:
         cached = CachedScorer(scorer, self.out / name)
-        scores = orders(cached, pairs, both)
+        scores = orders(cached, self.pool.pairs, both)
         self.asked, self.found = self.asked + cached.asked, self.found + cached.found
         return scores
 
@@ -452,5 +479,7 @@ def _check(
         )
     if config.cycles < 1 or not 0 < config.held_out < 1:
         raise UsageError(f"expected cycles >= 1 and 0 < held_out < 1; found {config.cycles}, {config.held_out}.")
+    if config.label_space == "whitened" and config.asymmetric:
+        raise UsageError("whitened labels are for sentence pairs; with query-passage pairs use --label-space raw.")
     if pool.symmetric == config.asymmetric:
         raise UsageError("the pool and --asymmetric disagree: query-passage pairs need it, sentence pairs forbid it.")

@@ -18,10 +18,12 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from structkd import scores
 from structkd.cli.app import run as command_line
 from structkd.errors import DataError, UsageError
+from structkd.files import read_json
 from structkd.ranking import self_distill as module
 from structkd.ranking.bi_encoder import BiScorer
 from structkd.ranking.cross_encoder import CrossScorer
 from structkd.ranking.encoders import quiet_loading, train_tokenizer
+from structkd.ranking.isotropy import WhitenedScorer, Whitening, mean_cosine, sentence_vectors
 from structkd.ranking.pair_pool import PairPool, gold_of_file, pool_of_file, swapped
 from structkd.ranking.pseudo_labels import (
     SentenceScorer,
@@ -37,7 +39,15 @@ from structkd.ranking.self_distill import SelfDistillConfig, SelfDistillResult, 
 from structkd.ranking.train import Lists
 
 WORDS = list("abcdefghijklmnopqrst")  # one token each, whatever the vocabulary is cut to
-FAST = SelfDistillConfig(cycles=1, cross_epochs=1, bi_epochs=1, cross_batch=8, bi_batch=8, cross_learning_rate=1e-3)
+FAST = SelfDistillConfig(
+    cycles=1,
+    cross_epochs=1,
+    bi_epochs=1,
+    cross_batch=8,
+    bi_batch=8,
+    cross_learning_rate=1e-3,
+    label_space="raw",  # a random encoder's vectors lean, and auto would whiten them
+)
 
 
 def written(folder: Path, rows: Sequence[tuple[str, ...]], name: str = "pairs.tsv") -> Path:
@@ -251,6 +261,54 @@ def test_one_truncation_in_training_labelling_and_the_saved_models(bi: str, tmp_
     found = stored.lookup(long.pairs.query_ids, long.pairs.document_ids)
     np.testing.assert_allclose(logits, found, atol=1e-4)
     assert scores.open(tmp_path / "run/cycle-1/labels-bi-1").spec.max_length == 6
+
+
+def test_labels_of_leaning_vectors_are_whitened_and_a_second_run_fits_nothing(
+    bi: str, pool: PairPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spy = Spy(monkeypatch)
+    config = dataclasses.replace(FAST, label_space="auto")
+    self_distill(pool, [bi], config, out=tmp_path / "run")
+    assert "whitened labels" in capsys.readouterr().err
+    start = SentenceScorer(bi)
+    vectors = sentence_vectors(start, pool.pairs)
+    assert read_json(tmp_path / "run/cycle-1/whitening-1.json")["mean_cosine"] == pytest.approx(mean_cosine(vectors))
+    expected = WhitenedScorer(start, Whitening.fit(vectors)).score(pool.pairs).numpy()
+    stored = scores.open(tmp_path / "run/cycle-1/labels-bi-1")
+    assert stored.spec.head == "whitened cosine"
+    np.testing.assert_allclose(stored.lookup(pool.pairs.query_ids, pool.pairs.document_ids), expected, atol=1e-5)
+    train, _ = split_pool(pool, config.held_out, config.seed)
+    (_, cross_lists), (_, bi_lists) = spy.calls
+    np.testing.assert_allclose(cross_lists.targets, np.tile(np.clip(expected[train], 0, 1), 2), atol=1e-5)
+    assert bi_lists.targets.mean() == pytest.approx(expected[train].mean(), abs=0.02)  # its scale, not the raw one
+    monkeypatch.setattr(module, "sentence_vectors", lambda *_: pytest.fail("encoded again"))
+    assert self_distill(pool, [bi], config, out=tmp_path / "run").asked == 0
+
+
+def test_vectors_without_a_common_direction_are_left_as_they_are(
+    bi: str, pool: PairPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANISOTROPIC", 1.0)
+    self_distill(pool, [bi], dataclasses.replace(FAST, label_space="auto"), out=tmp_path / "run")
+    stored = scores.open(tmp_path / "run/cycle-1/labels-bi-1")
+    found = stored.lookup(pool.pairs.query_ids, pool.pairs.document_ids)
+    np.testing.assert_allclose(found, SentenceScorer(bi).score(pool.pairs), atol=1e-5)
+
+
+def test_whitened_labels_need_cosines_of_sentence_pairs(
+    bi: str, pool: PairPool, tmp_path: Path, pairs_file: Path
+) -> None:
+    config = dataclasses.replace(FAST, label_space="whitened")
+    model = SentenceTransformer(bi, device="cpu")
+    model.similarity_fn_name = "dot"
+    model.save(str(tmp_path / "dot"))
+    with pytest.raises(
+        UsageError, match=r"whitened labels are cosines, its scores have no bounds; use --label-space raw"
+    ):
+        self_distill(pool, [tmp_path / "dot"], config, out=tmp_path / "run")
+    ordered = pool_of_file(pairs_file, symmetric=False)
+    with pytest.raises(UsageError, match=r"whitened labels are for sentence pairs"):
+        self_distill(ordered, [bi], dataclasses.replace(config, asymmetric=True), out=tmp_path / "run")
 
 
 def test_mutual_models_keep_their_own_width_and_learn_from_the_average(
