@@ -198,8 +198,8 @@ def _score(text: str, where: str) -> float:
         value = float("nan")
     if not np.isfinite(value):
         raise DataError(
-            f"{where}: {text[:40]!r} is no score. Three columns are score, text, text; with two columns, replace tabs "
-            "inside a text by spaces."
+            f"{where}: {text[:40]!r} is no score. Three columns are score, text, text, without a header line; with two "
+            "columns, replace tabs inside a text by spaces."
         )
     return value
 

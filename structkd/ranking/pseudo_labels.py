@@ -103,9 +103,7 @@ def fit_head(scorer: CrossScorer, pairs: Pairs, targets: FloatArray, ridge: floa
     Raises:
         UsageError: the model has no linear layer of one output.
     """
-    heads = [module for module in scorer.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
-    if not heads:
-        raise UsageError("the cross-encoder has no linear head of one output to fit; use --head fresh.")
+    head = head_of(scorer)
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
@@ -113,7 +111,7 @@ def fit_head(scorer: CrossScorer, pairs: Pairs, targets: FloatArray, ridge: floa
         inputs.append(given[0].detach().double().cpu())
         outputs.append(output.detach().reshape(-1).float().cpu())
 
-    hook = heads[-1].register_forward_hook(keep)
+    hook = head.register_forward_hook(keep)
     try:
         scores = scorer.score(pairs)
     finally:
@@ -127,11 +125,23 @@ def fit_head(scorer: CrossScorer, pairs: Pairs, targets: FloatArray, ridge: floa
     penalty = ridge * len(features) * torch.eye(features.shape[1], dtype=torch.float64)
     weights = torch.linalg.solve(centred.T @ centred + penalty, centred.T @ (wanted - mean))
     with torch.no_grad():
-        heads[-1].weight.copy_(weights[None])
-        if heads[-1].bias is not None:
-            heads[-1].bias.copy_((mean - centre @ weights)[None])
+        head.weight.copy_(weights[None])
+        if head.bias is not None:
+            head.bias.copy_((mean - centre @ weights)[None])
     fitted = torch.stack([centred @ weights, wanted - mean])
     return float(torch.corrcoef(fitted)[0, 1])
+
+
+def head_of(scorer: CrossScorer) -> nn.Linear:
+    """The cross-encoder's last linear layer of one output.
+
+    Raises:
+        UsageError: there is none.
+    """
+    heads = [module for module in scorer.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
+    if not heads:
+        raise UsageError("the cross-encoder has no linear head of one output to fit; use --head fresh.")
+    return heads[-1]
 
 
 def _float32(values: Any) -> FloatArray:

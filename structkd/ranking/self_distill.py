@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from structkd.errors import UsageError
-from structkd.files import read_json, write_json, write_text
+from structkd.files import atomic_path, read_json, write_json, write_text
 from structkd.ids import Pairs, Texts, fingerprint_json
 from structkd.objectives.pairwise import margin_mse
 from structkd.progress import note
@@ -36,6 +37,7 @@ from structkd.ranking.pseudo_labels import (
     averaged,
     calibrated,
     fit_head,
+    head_of,
     logit_targets,
     orders,
     unit_targets,
@@ -71,7 +73,7 @@ class SelfDistillConfig:
     calibration: Calibration = "moments"
     "The cross-encoder's labels on the bi-encoder's own scale (mean and deviation of its scores), or as they are."
 
-    cross_epochs: int = 2
+    cross_epochs: int = 1
     "Passes of the cross-encoder over the pairs (each in both orders when symmetric)."
 
     cross_batch: int = 32
@@ -89,7 +91,7 @@ class SelfDistillConfig:
     head: Literal["fit", "fresh"] = "fit"
     "A new head is fitted to the labels in closed form before training, or starts as noise."
 
-    bi_epochs: int = 4
+    bi_epochs: int = 2
     "Passes of the bi-encoder over the pairs."
 
     bi_batch: int = 32
@@ -104,7 +106,7 @@ class SelfDistillConfig:
     bi_from: Literal["init", "last"] = "last"
     "Where a later cycle's bi-encoder starts: from --init again, or on."
 
-    freeze: Literal["embeddings", "none"] = "none"
+    freeze: Literal["embeddings", "none"] = "embeddings"
     "Weights that stay: the table of word vectors, or none."
 
     warmup: float = 0.1
@@ -271,17 +273,25 @@ class _Cycles:
         config, phase = self.config, f"cycle-{cycle}/cross-{member + 1}"
         source = self._cross_source(cycle, member)
         scorer = CrossScorer(source, max_length=config.max_pair_length, seed=self._seed(cycle, member, 0))
-        train = self.train
-        if config.head == "fit" and saved_as(source) != "CrossEncoder":
-            some = train[:_PROBED]
-            if not self._done(phase):
-                fit_head(scorer, self.pool.pairs.take(some), targets[some])
-        own = self.pool.pairs.take(train)
+        if config.head == "fit" and saved_as(source) != "CrossEncoder" and not self._done(phase):
+            self._fit_head(scorer, self.out / phase / "head.pt", targets)
+        own = self.pool.pairs.take(self.train)
         pairs = [own, swapped(own)] if self.pool.symmetric else [own]
-        lists = pair_lists(pairs, targets[train])
+        lists = pair_lists(pairs, targets[self.train])
         settings = self._fit(cycle, member, 0, config.cross_epochs, config.cross_batch, config.cross_learning_rate)
         folder = self._phase(phase, cycle, member, scorer, lists, settings, cross_loss(config.cross_loss), targets)
         return CrossScorer(folder, max_length=config.max_pair_length)
+
+    def _fit_head(self, scorer: CrossScorer, path: Path, targets: FloatArray) -> None:
+        """Fit a new head. It is kept: fitted again with other threads it would differ in the last bit, and a checkpoint
+        belongs to the weights that training started from."""
+        if not path.is_file():
+            some = self.train[:_PROBED]
+            fit_head(scorer, self.pool.pairs.take(some), targets[some])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                torch.save(head_of(scorer).state_dict(), temporary)
+        head_of(scorer).load_state_dict(torch.load(path, weights_only=True))
 
     def _cross_source(self, cycle: int, member: int) -> str:
         if cycle > 1 and self.config.cross_from == "last":
@@ -370,7 +380,7 @@ class _Cycles:
             learning_rate=rate,
             weight_decay=self.config.weight_decay,
             warmup=self.config.warmup,
-            checkpoint_every=200,
+            checkpoint_every=25,
             precision=self.config.precision,
             seed=self._seed(cycle, member, phase),
         )

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -354,6 +358,7 @@ def test_an_interrupted_third_cycle_restarts_in_the_third_cycle(
     assert finished == ["cycle-1/bi-1", "cycle-1/cross-1", "cycle-2/bi-1", "cycle-2/cross-1"]
     spy = Spy(monkeypatch)
     monkeypatch.setattr(module, "cross_loss", real)
+    monkeypatch.setattr(module, "fit_head", lambda *_: pytest.fail("fitted again: other threads, other last bits"))
     again = self_distill(pool, [bi], config, out=tmp_path / "cut")
     assert len(spy.calls) == 2  # the third cycle's cross- and bi-encoder
     # its cross-encoder's labels; of a pair with itself both orders are one
@@ -371,6 +376,28 @@ def test_an_interrupted_third_cycle_restarts_in_the_third_cycle(
     assert self_distill(pool, [bi], config, out=tmp_path / "cut").asked == 0
     with pytest.raises(UsageError, match=r"holds a run with other settings, pairs or starting weights.*another --out"):
         self_distill(pool, [bi], dataclasses.replace(config, bi_epochs=2), out=tmp_path / "cut")
+
+
+@pytest.mark.slow  # three processes that load everything
+def test_a_run_killed_in_its_third_cycle_ends_as_if_it_had_not_been(bi: str, pairs_file: Path, tmp_path: Path) -> None:
+    flags = ["--pairs", str(pairs_file), "--init", bi, "--cross-epochs", "20", "--bi-epochs", "1", "--cross-batch", "2"]
+    command = [sys.executable, "-m", "structkd", "ranking", "self-distill", *flags, "--json", "--out"]
+    whole = json.loads(subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True).stdout)
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "cut/cycle-3/cross-1/checkpoint/state.pt"
+    while process.poll() is None and not checkpoint.is_file():
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "cut/cycle-3/cross-1/phase.json").is_file()
+    again = subprocess.run([*command, str(tmp_path / "cut")], check=True, capture_output=True, text=True)
+    assert "cycle-3/cross-1 at step" in again.stderr
+    assert again.stderr.count("trained already") == 4
+    found = json.loads(again.stdout)
+    assert [row["dev"] for row in found["cycles"]] == [row["dev"] for row in whole["cycles"]]
+    pool = pool_of_file(pairs_file, symmetric=True).pairs
+    ends = [SentenceScorer(result["best"]["bi"]).score(pool) for result in (found, whole)]
+    torch.testing.assert_close(*ends, atol=0, rtol=0)
 
 
 def test_every_label_can_be_published_and_taught_from(bi: str, pool: PairPool, tmp_path: Path) -> None:
