@@ -12,20 +12,25 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from structkd.files import write_json
+from structkd.files import read_json, write_json
 from structkd.ids import Pairs
 from structkd.ranking.cross_encoder import CrossScorer
+from structkd.ranking.isotropy import WhitenedScorer, Whitening
 from structkd.ranking.pair_pool import GoldPairs, gold_of_file, pool_of_file
 from structkd.ranking.pseudo_labels import SentenceScorer, logit_targets, orders
 from structkd.ranking.selection import spearman
 from structkd.ranking.self_distill import SelfDistillConfig, self_distill
 from structkd.runs import plain, versions
+from structkd.scores.cache import Scorer
 
 
 def shallow(init: str, layers: tuple[int, ...], folder: Path) -> str:
@@ -62,16 +67,21 @@ def measured_sets(data: Path, each: int) -> dict[str, GoldPairs]:
     return sets
 
 
-def measured(folder: str, phase: str, sets: dict[str, GoldPairs]) -> dict[str, float]:
+def measured(scorer: Scorer, sets: dict[str, GoldPairs]) -> dict[str, float]:
     """Spearman x 100 of each set and their mean."""
-    scorer = CrossScorer(folder) if phase == "cross" else SentenceScorer(folder)
+    cross = isinstance(scorer, CrossScorer)
 
     def scores(pairs: Pairs) -> np.ndarray:
-        found = orders(scorer, pairs, phase == "cross")
-        return logit_targets(found) if phase == "cross" else found[0]
+        found = orders(scorer, pairs, cross)
+        return logit_targets(found) if cross else found[0]
 
     values = {name: round(100 * spearman(scores(gold.pairs), gold.scores), 2) for name, gold in sets.items()}
     return {**values, "average": round(float(np.mean(list(values.values()))), 2)}
+
+
+def whitened(init: str, whitening: Path) -> WhitenedScorer:
+    """A starting model with the whitening that its labels had."""
+    return WhitenedScorer(SentenceScorer(init), Whitening.load(whitening))
 
 
 def main() -> None:
@@ -82,6 +92,8 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--each", type=int, default=0, help="pairs measured in each set; 0: all")
+    parser.add_argument("--cross-epochs", type=int, default=0, help="0: the command's default")
+    parser.add_argument("--bi-epochs", type=int, default=0, help="0: the command's default")
     parser.add_argument("--mutual", action="store_true", help="two starting models")
     parser.add_argument("--strong", action="store_true", help="start from the whole model")
     parser.add_argument("--apart", action="store_true", help="keep the measured sets out of the pool")
@@ -91,31 +103,37 @@ def main() -> None:
     inits += [shallow(options.init, (2, 5), work / "start-25")] if options.mutual else []
     pool = pool_file(data, options.pairs, options.apart, work / f"pool-{options.pairs}-{options.apart}.tsv")
     sets = measured_sets(data, options.each)
+    base = SelfDistillConfig(cycles=options.cycles, cross_epochs=options.cross_epochs, bi_epochs=options.bi_epochs)
     out = Path(options.out)
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
     known = {(row["seed"], row["cycle"], row["phase"], row["model"]) for row in rows}
 
-    def record(seed: int, cycle: int, phase: str, model: int, folder: str, **figures: float) -> None:
+    def record(seed: int, cycle: int, phase: str, model: int, open_it: Callable[[], Scorer], **figures: float) -> None:
         if (seed, cycle, phase, model) in known:
             return
         row = {"seed": seed, "cycle": cycle, "phase": phase, "model": model, **figures}
-        rows.append(row | {"spearman": measured(folder, phase, sets)})
+        rows.append(row | {"spearman": measured(open_it(), sets)})
         print(json.dumps(rows[-1]), flush=True)
         kept = {key: value for key, value in vars(options).items() if key not in ("work", "out", "data", "init")}
-        found = {"dataset": "sts-dev", "settings": kept, "config": plain(SelfDistillConfig(cycles=options.cycles))}
+        found = {"dataset": "sts-dev", "settings": kept, "config": plain(base)}
         seconds = round(time.process_time() - started, 1)
         write_json(out, found | {"versions": versions(), "cpu_seconds": seconds, "rows": rows})
 
     for seed in range(options.seeds):
         for model, init in enumerate(inits, start=1):
-            record(seed, 0, "bi", model, init)
+            record(seed, 0, "bi", model, partial(SentenceScorer, init))
         name = f"run-{options.pairs}-{len(inits)}-{options.strong}-{options.apart}-{options.cycles}-{seed}"
-        config = SelfDistillConfig(cycles=options.cycles, seed=seed)
+        config = replace(base, seed=seed)
         unlabelled = pool_of_file(pool, symmetric=True)
         result = self_distill(unlabelled, inits, config, out=work / name, cross_inits=[options.init])
+        for model, init in enumerate(inits, start=1):  # the start as it labels in the first cycle
+            whitening = work / name / f"cycle-1/whitening-{model}.npz"
+            if whitening.is_file() and read_json(whitening.with_suffix(".json"))["whitened"]:
+                record(seed, 0, "labels", model, partial(whitened, init, whitening))
         for phase in result.rows:
             figures = {"held_out_agreement": round(phase.dev, 4), "seconds": phase.seconds}
-            record(seed, phase.cycle, phase.phase, phase.model, phase.folder, **figures)
+            kind = CrossScorer if phase.phase == "cross" else SentenceScorer
+            record(seed, phase.cycle, phase.phase, phase.model, partial(kind, phase.folder), **figures)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,16 @@ def averaged(members: Sequence[FloatArray]) -> FloatArray:
     return _float32(np.mean(np.stack(members), axis=0, dtype=np.float64))
 
 
+def blended(targets: FloatArray, labels: FloatArray, agreement: float) -> FloatArray:
+    """(targets + a labels) / (1 + a): two teachers' mean, the second one's weight a its agreement with the first.
+
+    A cross-encoder of few pairs or steps has not learned its targets yet, and its labels alone would undo the
+    bi-encoder; one that has learned them counts as much as they do. An agreement under 0 weighs nothing.
+    """
+    weight = max(0.0, agreement)
+    return _float32((targets.astype(np.float64) + weight * labels.astype(np.float64)) / (1 + weight))
+
+
 def calibrated(labels: FloatArray, own: FloatArray, how: Calibration) -> FloatArray:
     """Labels on the scale of the student that learns them.
 

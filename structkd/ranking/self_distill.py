@@ -35,6 +35,7 @@ from structkd.ranking.pseudo_labels import (
     SentenceScorer,
     TargetMap,
     averaged,
+    blended,
     calibrated,
     fit_head,
     head_of,
@@ -50,6 +51,8 @@ from structkd.runs import Figure, Run, Series, plain
 from structkd.scores.cache import CachedScorer, Scorer
 
 _PROBED = 1000  # pairs that a fresh head is fitted to
+_CROSS_STEPS, _BI_STEPS = 600, 300  # a cross-encoder's head is new, a bi-encoder moves a little
+_MOST_PASSES = 5  # of a small pool more would be learned by heart, and labels would only come back
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ class SelfDistillConfig:
     calibration: Calibration = "moments"
     "The cross-encoder's labels on the bi-encoder's own scale (mean and deviation of its scores), or as they are."
 
-    cross_epochs: int = 1
-    "Passes of the cross-encoder over the pairs (each in both orders when symmetric)."
+    cross_epochs: int = 0
+    """Passes of the cross-encoder over the pairs (each in both orders when symmetric); 0: one to five, so that they
+    make some 600 steps."""
 
     cross_batch: int = 32
     "Pairs in a step of the cross-encoder."
@@ -91,14 +95,18 @@ class SelfDistillConfig:
     head: Literal["fit", "fresh"] = "fit"
     "A new head is fitted to the labels in closed form before training, or starts as noise."
 
-    bi_epochs: int = 2
-    "Passes of the bi-encoder over the pairs."
+    bi_epochs: int = 0
+    "Passes of the bi-encoder over the pairs; 0: one to five, so that they make some 300 steps."
 
     bi_batch: int = 32
     "Pairs in a step of the bi-encoder."
 
     bi_learning_rate: float = 5e-5
     "Peak learning rate of the bi-encoder."
+
+    bi_labels: Literal["both", "cross"] = "both"
+    """What a bi-encoder learns: the mean of the bi-encoders' and the cross-encoders' labels, the latter weighted by
+    how well they agree with the former on held-out pairs, or the cross-encoders' labels alone (the paper's)."""
 
     bi_loss: Literal["mse", "margin"] = "mse"
     "Squared error of the similarity (the paper's), or of its differences within a batch."
@@ -229,6 +237,10 @@ class _Cycles:
             targets = averaged([unit_targets(one, how, bi.bounded) for one, bi in zip(raw, self.bis, strict=True)])
             crosses = [self._cross(cycle, member, targets) for member in range(len(self.bis))]
             labels = averaged([self._cross_labels(cycle, member, cross) for member, cross in enumerate(crosses)])
+            if self.config.bi_labels == "both":
+                agreement = spearman(labels[self.held], targets[self.held])
+                note(f"cycle {cycle}: cross-encoders' labels agree {agreement:.2f} with bi-encoders' and weigh as much")
+                labels = blended(targets, labels, agreement)
             own = first if self.config.bi_from == "init" else raw
             self.bis = [self._bi(cycle, member, labels, own[member]) for member in range(len(self.bis))]
         result = self._result(start)
@@ -278,7 +290,8 @@ class _Cycles:
         own = self.pool.pairs.take(self.train)
         pairs = [own, swapped(own)] if self.pool.symmetric else [own]
         lists = pair_lists(pairs, targets[self.train])
-        settings = self._fit(cycle, member, 0, config.cross_epochs, config.cross_batch, config.cross_learning_rate)
+        epochs = config.cross_epochs or passes(len(lists), config.cross_batch, _CROSS_STEPS)
+        settings = self._fit(cycle, member, 0, epochs, config.cross_batch, config.cross_learning_rate)
         folder = self._phase(phase, cycle, member, scorer, lists, settings, cross_loss(config.cross_loss), targets)
         return CrossScorer(folder, max_length=config.max_pair_length)
 
@@ -306,7 +319,8 @@ class _Cycles:
         scorer = self._open_bi(self.inits[member]) if config.bi_from == "init" else self.bis[member]
         targets = calibrated(labels, own, config.calibration)
         lists = pair_lists([self.pool.pairs.take(self.train)], targets[self.train])
-        settings = self._fit(cycle, member, 1, config.bi_epochs, config.bi_batch, config.bi_learning_rate)
+        epochs = config.bi_epochs or passes(len(lists), config.bi_batch, _BI_STEPS)
+        settings = self._fit(cycle, member, 1, epochs, config.bi_batch, config.bi_learning_rate)
         folder = self._phase(phase, cycle, member, scorer, lists, settings, bi_loss(config.bi_loss), targets)
         return self._open_bi(folder)
 
@@ -430,6 +444,11 @@ def pair_lists(parts: Sequence[Pairs], targets: FloatArray) -> Lists:
     document_rows = np.concatenate([part.document_rows for part in parts])
     tiled = np.tile(targets, len(parts)).astype(np.float32)
     return Lists(pairs.queries, pairs.documents, query_rows, np.arange(len(tiled) + 1), document_rows, tiled)
+
+
+def passes(lists: int, batch: int, steps: int) -> int:
+    """Epochs that come nearest to this many steps, one to five."""
+    return min(_MOST_PASSES, max(1, round(steps * batch / lists)))
 
 
 def cross_loss(name: str) -> LossOf:

@@ -50,6 +50,7 @@ FAST = SelfDistillConfig(
     cross_batch=8,
     bi_batch=8,
     cross_learning_rate=1e-3,
+    bi_labels="cross",
     label_space="raw",  # a random encoder's vectors lean, and auto would whiten them
 )
 
@@ -265,6 +266,30 @@ def test_one_truncation_in_training_labelling_and_the_saved_models(bi: str, tmp_
     found = stored.lookup(long.pairs.query_ids, long.pairs.document_ids)
     np.testing.assert_allclose(logits, found, atol=1e-4)
     assert scores.open(tmp_path / "run/cycle-1/labels-bi-1").spec.max_length == 6
+
+
+def test_a_bi_encoder_learns_both_labels_as_far_as_the_cross_encoder_agrees(
+    bi: str, pool: PairPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy(monkeypatch)
+    for name, agreement in (("much", 0.9), ("some", 0.25), ("none", -0.3)):
+        monkeypatch.setattr(module, "spearman", lambda *_, found=agreement: found)
+        result = self_distill(pool, [bi], dataclasses.replace(FAST, bi_labels="both"), out=tmp_path / name)
+        own = np.clip(SentenceScorer(bi).score(pool.pairs).numpy(), 0, 1)
+        labels = logit_targets(orders(CrossScorer(result.best["cross"]), pool.pairs, True))
+        weight = max(agreement, 0)
+        mixed = ((own + weight * labels) / (1 + weight)).astype(np.float32)
+        expected = calibrated(mixed, SentenceScorer(bi).score(pool.pairs).numpy(), "moments")
+        train, _ = split_pool(pool, FAST.held_out, FAST.seed)
+        np.testing.assert_allclose(spy.calls[-1][1].targets, expected[train], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lists", "steps", "expected"),
+    [(10_000, 600, 2), (20_000, 600, 1), (90_000, 600, 1), (5_000, 300, 2), (40, 300, 5)],
+)
+def test_passes_come_near_to_the_steps(lists: int, steps: int, expected: int) -> None:
+    assert module.passes(lists, 32, steps) == expected
 
 
 def test_labels_of_leaning_vectors_are_whitened_and_a_second_run_fits_nothing(
