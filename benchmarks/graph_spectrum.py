@@ -2,8 +2,8 @@
 
 python benchmarks/graph_spectrum.py --data-root DATA
 
-Public split, GCN teacher of the published rule, published hyper-parameters, one seed: agreement every 5 epochs of MLP, GLNN
-and FF-G2M. Writes results/graph_spectrum.json and docs/graph-spectrum.svg; about two minutes of one core.
+Public split, GCN teacher of the published rule, published hyper-parameters, one seed: agreement every 5 epochs of MLP,
+GLNN and FF-G2M. Writes results/graph_spectrum.json and docs/graph-spectrum.svg; about two minutes of one core.
 """
 
 import argparse
