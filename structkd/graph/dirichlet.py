@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from structkd.graph.data import Features, GraphTask, rows_of
+from structkd.graph.data import Features, GraphTask, chunks, rows_of
 from structkd.graph.lesson import Lesson, Teaching
 from structkd.graph.losses import node_divergence
 from structkd.graph.models import Mlp
@@ -59,8 +59,9 @@ def _taught(lesson: Lesson, student: Mlp) -> list[Callable[[], Tensor]]:
     x, labels = rows_of(seen.x, rows), seen.y[rows]
     turns = [lambda: weight * cross_entropy(student(x), labels)] if weight else []
     if weight < 1:
-        batches = torch.arange(seen.num_nodes).split(BATCH)
-        turns += [partial(_divergence, student, rows_of(seen.x, batch), soft[batch], 1 - weight) for batch in batches]
+        for part in chunks(seen.num_nodes, BATCH):
+            batch = torch.arange(part.start, part.stop)
+            turns.append(partial(_divergence, student, rows_of(seen.x, batch), soft[batch], 1 - weight))
     return turns
 
 

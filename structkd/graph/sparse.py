@@ -118,8 +118,8 @@ class _Product(torch.autograd.Function):
 def _multiply(matrix: SparseMatrix, dense: Tensor) -> Tensor:
     parts = matrix.starts, matrix.columns, matrix.values.to(dense.dtype)
     if dense.is_cuda:
-        moved = torch.sparse_csr_tensor(*(part.to(dense.device) for part in parts), size=matrix.shape)
-        return torch.mm(moved, dense.detach())
+        starts, columns, values = (part.to(dense.device) for part in parts)
+        return torch.mm(torch.sparse_csr_tensor(starts, columns, values, size=matrix.shape), dense.detach())
     # on CPU torch wheels bring no sparse BLAS, and scipy's loop is not vectorised
     out = dense.new_empty(matrix.shape[0], dense.shape[1])
     arrays = (part.contiguous().numpy() for part in (*parts, dense.detach()))
