@@ -77,8 +77,8 @@ class DistillConfig(FitConfig):
     student_scale: float = 0.0
     "Factor on the student's scores in the objective; 0: 20 for scores within [-1, 1] (cosine), else 1."
 
-    candidates: int = 32
-    "Candidates per query from BM25, where neither a store nor a run gives lists."
+    depth: int = 32
+    "BM25 documents per query, where neither a store nor a run gives lists."
 
     held_out: float = 0.1
     "Share of the queries that choose the checkpoint instead of being trained on."
@@ -244,7 +244,7 @@ def scored_lists(
     Lists of fewer than two documents carry no information and are left out. `choose` gives the positions of the lists
     that the teacher is asked about; it is not asked about the others.
     """
-    wanted = candidates or _own_lists(teacher) or bm25_candidates(collection, config.candidates)
+    wanted = candidates or _own_lists(teacher) or bm25_candidates(collection, config.depth)
     known = [query for query in wanted.lists if query in collection.queries.ids]
     if len(known) < len(wanted.lists):
         note(f"{collection.name}: {len(wanted.lists) - len(known)} lists are of queries that are not in it, left out")
@@ -291,15 +291,23 @@ def resolve(config: DistillConfig, weights: Mapping[str, float], lists: Lists, s
     """
     scale = config.student_scale or (20.0 if student.bounded else 1.0)
     spread = _spread(lists.targets, lists)
+    strange = bool(set(weights) & SOFTMAX_OBJECTIVES) and not _LOGITS[0] <= spread <= _LOGITS[1]
+    softened = spread / config.temperature
     transform: Transform = config.target_transform
     if transform == "auto":
-        soft = bool(set(weights) & SOFTMAX_OBJECTIVES)
-        transform = "standardise" if soft and not _LOGITS[0] <= spread <= _LOGITS[1] else "none"
-        if transform != "none":
+        transform = "standardise" if strange else "none"
+        if strange:
             note(
                 f"teacher scores spread by {spread:.3g} within a list, far from logits: --target-transform auto chose "
                 "standardise (each list to mean 0, deviation 1). Give --target-transform none to train on raw scores."
             )
+    elif transform == "none" and strange and not _LOGITS[0] <= softened <= _LOGITS[1]:
+        shape = "one-hot" if softened > _LOGITS[1] else "flat"
+        note(
+            f"scale trouble: the teacher's scores spread by {spread:.3g} within a list; at temperature "
+            f"{config.temperature:g} their soft-max is nearly {shape}. Try --target-transform standardise or another "
+            "--temperature."
+        )
     if transform == "none" and set(weights) - SOFTMAX_OBJECTIVES - ORDER_OBJECTIVES:
         probe = lists.take(range(min(len(lists), 16)))
         own = scale * _spread(student.score(probe.pairs()).numpy(), probe)

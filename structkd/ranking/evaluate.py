@@ -142,6 +142,10 @@ class EvaluateConfig:
     drop_same_id: bool = False
     "Leave out a document whose id is the query's own id, as BEIR does on Quora and ArguAna."
 
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise UsageError(f"depth {self.depth}: expected 1 document or more per query.")
+
 
 def parse_measures(text: str) -> list[Any]:
     """The measures that a text or the name of a protocol stands for.

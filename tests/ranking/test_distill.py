@@ -32,7 +32,7 @@ from structkd.ranking.train import batch_of, scored_grid
 from structkd.scores import CachedScorer, StoredScorer, TeacherSpec, write_pairs
 from structkd.trec import run_of, write_run
 
-CONFIG = DistillConfig(epochs=6, batch_lists=4, list_size=8, learning_rate=1e-2, candidates=20, held_out=0.2)
+CONFIG = DistillConfig(epochs=6, batch_lists=4, list_size=8, learning_rate=1e-2, depth=20, held_out=0.2)
 
 
 class Raising:
@@ -117,7 +117,12 @@ def test_scale_trouble_is_said_and_margins_are_never_changed_silently(
     soft = resolve(CONFIG, {"kl": 1.0}, huge, student)
     assert soft.target_transform == "standardise"
     assert "chose standardise" in capsys.readouterr().err
-    assert resolve(replace(CONFIG, target_transform="none"), {"kl": 1.0}, huge, student).target_transform == "none"
+    raw = replace(CONFIG, target_transform="none")  # asked for: kept, and what it means is said
+    assert resolve(raw, {"kl": 1.0}, huge, student).target_transform == "none"
+    assert "at temperature 1 their soft-max is nearly one-hot" in capsys.readouterr().err
+    resolve(raw, {"kl": 1.0}, replace(lists, targets=lists.targets * 1e-5), student)
+    assert "nearly flat" in capsys.readouterr().err
+    resolve(replace(raw, temperature=2e4), {"kl": 1.0}, huge, student)  # a temperature that fits is silence
     assert capsys.readouterr().err == ""
     logits = replace(lists, targets=lists.targets * 5)
     plain = resolve(CONFIG, {"kl": 1.0}, logits, student)

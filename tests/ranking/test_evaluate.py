@@ -14,6 +14,7 @@ from structkd.ids import Ids, Pairs, Texts
 from structkd.ranking.data import Collection
 from structkd.ranking.evaluate import (
     PROTOCOLS,
+    EvaluateConfig,
     binarised,
     check_protocol,
     compare,
@@ -213,3 +214,8 @@ def test_errors() -> None:
         rerank(TOY, Fake(), run(zz="a"))
     with pytest.raises(DataError, match="1 of 1 ids are unknown, for example 'z'"):
         rerank(TOY, Fake(), run(q1="z"))
+
+
+def test_a_depth_without_documents_is_refused() -> None:
+    with pytest.raises(UsageError, match="depth 0: expected 1 document or more"):
+        EvaluateConfig(depth=0)

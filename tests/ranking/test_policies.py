@@ -25,7 +25,7 @@ from structkd.scores.cache import StoredScorer
 from structkd.scores.manifest import TeacherSpec
 from structkd.trec import Run as RankedRun
 
-CONFIG = DistillConfig(objective="kl", epochs=1, batch_lists=4, list_size=8, candidates=8, held_out=0.25, seed=3)
+CONFIG = DistillConfig(objective="kl", epochs=1, batch_lists=4, list_size=8, depth=8, held_out=0.25, seed=3)
 
 
 @pytest.fixture
