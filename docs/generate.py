@@ -1,11 +1,15 @@
-"""Write the pages that come from code and results, cli.md and results.md: python docs/generate.py [--check]."""
+"""Write what comes from code and results, cli.md, results.md, pictures: python docs/generate.py [--check]."""
 
 import json
 import sys
+from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from structkd.cli.app import app
+from structkd.report.draw import draw, looks
+from structkd.runs import Figure, Series
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
@@ -69,7 +73,29 @@ def _graph(name: str, value: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-PAGES = {"cli.md": cli, "results.md": results}
+def picture(name: str) -> str:
+    """A figure of graph_spectrum_digits.json as a drawing of its own, on paper white."""
+    value = json.loads((RESULTS / "graph_spectrum_digits.json").read_text(encoding="utf-8"))["figures"][name]
+    figure = Figure(**{**value, "series": [Series(**series) for series in value["series"]]})
+    inks = "".join(f"--c{number}:{ink};" for number, ink in enumerate(_INKS))
+    svg = draw(figure, name).replace('viewBox="0 0 360 237.6"', 'viewBox="0 0 360 315" width="720" height="630"')
+    legend = ""
+    for at, (series, look) in enumerate(zip(figure.series, looks(figure), strict=True)):
+        x, y, ink = 10 + 180 * (at % 2), 252 + 15 * (at // 2), f"var(--c{look.colour})"
+        line = f'<path d="M{x} {y}h22" style="stroke:{ink};stroke-width:2;stroke-dasharray:{look.dashes}"/>'
+        legend += line + f'<text x="{x + 27}" y="{y + 4}" style="font:11px sans-serif">{escape(series.name)}</text>'
+    style = f"<style>svg{{color:#1b1f24;background:#fff;{inks}}}</style>"
+    start = svg.index(">", svg.index("<svg")) + 1
+    return svg[:start] + style + svg[start:].replace("</svg>", legend + "</svg>") + "\n"
+
+
+_INKS = ("#0068a8", "#b84a00", "#00795a", "#a3457b", "#5a55c8", "#756000")
+PAGES = {
+    "cli.md": cli,
+    "results.md": results,
+    "concepts-bands.svg": partial(picture, "band-agreement"),
+    "concepts-energy.svg": partial(picture, "band-energy"),
+}
 
 
 def main() -> int:

@@ -1,26 +1,87 @@
-"""Progress bars and notes on stderr; no bar when stderr is no terminal, so logs stay readable."""
+"""Progress on stderr: a bar with rate and time left on a terminal, a line a minute in a log; notes of what was done.
+
+Loops may stand inside each other: the outermost one opens the display, inner ones add their bars to it.
+"""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from structkd.text import rate_text, time_text
 
 Item = TypeVar("Item")
 
+LINE_SECONDS = 60.0
+"Seconds between two lines of one loop in a log."
 
-def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Iterate with a bar that shows count, elapsed time and time left."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
+_open: list[Progress] = []  # the display of the outermost loop, while there is one
+
+
+class _Rate(ProgressColumn):
+    """Items per second, or seconds per item where that is slower."""
+
+    def render(self, task: Task) -> Text:
+        return Text(rate_text(task.speed or task.finished_speed), style="progress.data.speed")
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None, *, lines: bool = True) -> Iterator[Item]:
+    """Iterate with a bar: count, rate, elapsed time, time left. In a log: a line a minute, none for short loops.
+
+    Args:
+        total: number of items, where they have no length.
+        lines: whether a log gets lines; False for loops that report by themselves.
+    """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    if sys.stderr.isatty():
+        yield from _bar(items, description, total)
+    elif lines:
+        yield from _lines(items, description, total)
+    else:
+        yield from items
+
+
+def _bar(items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+    if _open:
+        display = _open[0]
+        task = display.add_task(description, total=total)
+        try:
+            yield from display.track(items, total=total, task_id=task)
+        finally:
+            display.remove_task(task)
+        return
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
     columns = (*bar, TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield from progress.track(items, total=total, description=description)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        _open.append(display)
+        try:
+            yield from display.track(items, total=total, description=description)
+        finally:
+            _open.clear()
+
+
+def _lines(items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+    last = started = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        if (now := time.monotonic()) - last >= LINE_SECONDS and done != total:
+            last, rate = now, done / (now - started)
+            left = "" if total is None else f" of {total:,}, {time_text((total - done) / rate)} left"
+            note(f"{description}: {done:,}{left}, {rate_text(rate)}")
 
 
 def note(message: str) -> None:

@@ -5,6 +5,8 @@
 <run>/metrics.jsonl     one JSON object a line: {"step": 1, "loss": ...}
 <run>/tables/NAME.json  {"title", "columns", "rows"}
 <run>/figures/NAME.json what `report` draws (see `Figure`)
+<run>/teachers.json     who taught: identity and fingerprint, what was asked, what the cache saved
+<run>/report.html       the page of this run
 <run>/checkpoint/       latest training state
 """
 
@@ -29,19 +31,28 @@ _PACKAGES = ("structkd", "torch", "torch_geometric", "numpy", "scipy", "numba", 
 
 @dataclass(frozen=True)
 class Series:
-    """One named curve or group of bars: x and y of equal length, y_error optional (one standard deviation)."""
+    """One named curve or group of bars: x and y of equal length, y_error optional (one standard deviation).
+
+    Series of one `group` share their colour and differ in their lines; without it each has a colour of its own.
+    """
 
     name: str
     x: Sequence[float | str]
     y: Sequence[float]
     y_error: Sequence[float] | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot as data; `structkd.report` draws it. For a histogram x is ignored and y holds the samples."""
+    """A plot as data; `structkd.report` draws it.
 
-    kind: Literal["lines", "bars", "scatter", "histogram"]
+    Kinds: lines; bars and samples (x names categories; samples repeat a name for each value, seeds for example, and
+    are drawn with their mean and its 95 % confidence interval); scatter; cloud (many points around nought);
+    histogram (x is ignored, y holds the samples).
+    """
+
+    kind: Literal["lines", "bars", "samples", "scatter", "cloud", "histogram"]
     title: str
     x_label: str
     y_label: str
@@ -116,6 +127,16 @@ class Run:
     def write_figure(self, name: str, figure: Figure) -> None:
         """Keep a plot for the report."""
         write_json(self.folder / "figures" / f"{name}.json", plain(figure))
+
+    def write_teachers(self, teachers: Sequence[Mapping[str, Any]]) -> None:
+        """Keep who taught: one mapping a teacher, with `model` and `fingerprint`, and what it cost."""
+        write_json(self.folder / "teachers.json", plain(list(teachers)))
+
+    def teachers(self) -> list[dict[str, Any]]:
+        """Who taught; empty when nobody did."""
+        path = self.folder / "teachers.json"
+        found: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+        return found
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """All tables by name."""

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "structkd"
 
 # top-level units, bottom to top; a unit imports only units of a lower layer ("apart": same layer, never each other)
 LAYERS = [
-    {"errors"},
+    {"errors", "text"},
     {"files", "ids", "progress"},
     {"ordering"},
     {"trec", "runs"},
@@ -48,7 +48,7 @@ INSIDE = {
         {"formats_texts", "formats_nodes"},
         {"formats"},
         {"publish"},
-        {"calibrate", "compare", "doctor"},
+        {"calibrate", "compare", "doctor", "provenance"},
     ],
     "index": [
         {"candidates", "manifest", "names", "topk", "vectors", "fusion"},
@@ -60,8 +60,9 @@ INSIDE = {
         {"multivector"},  # its fast engine proposes with ann
         {"kinds"},
     ],
+    "report": [{"statistics", "compare"}, {"draw"}, {"page"}],
     "graph": [
-        {"_edges", "_layers", "_sample", "_transport", "_walks", "published"},
+        {"_edges", "_layers", "_sample", "_transport", "_walks", "figures", "published"},
         {"sparse"},
         {"published_students"},
         {"data"},
@@ -83,7 +84,9 @@ INSIDE = {
         {"policy_lesson"},
         {"distillation"},
         {"storage"},
-        {"bench", "calibration", "export", "latency", "spectrum"},
+        {"calibration", "export", "latency", "spectrum"},
+        {"shown"},  # what a comparison keeps for its report
+        {"bench"},
     ],
     "ranking": [
         {"data", "token_store"},
@@ -97,8 +100,8 @@ INSIDE = {
         {"answers", "budget", "negatives", "evaluate", "sources", "pair_pool"},
         {"train", "pseudo_labels", "selection"},
         {"isotropy"},
-        {"policies", "teacher", "teacher_ray", "topics"},
-        {"live"},
+        {"cases", "policies", "teacher", "teacher_ray", "topics"},
+        {"evaluation_run", "held_out", "live"},
         {"distillation"},
         {"self_distill"},
         {"export", "frontier"},
@@ -167,7 +170,7 @@ FENCES = {
     "jnius_config": {"index/lucene.py"},
     "pymilvus": {"index/milvus.py"},
     "torch_geometric": {"graph/data.py", "graph/models.py", "graph/datasets.py"},
-    "scipy": {"graph/", "index/", "ranking/evaluate.py"},  # the paired t-test
+    "scipy": {"graph/", "index/", "ranking/evaluate.py", "report/statistics.py"},  # t-tests and t-intervals
     "sklearn": {"graph/datasets.py"},
     "sentence_transformers": {
         "ranking/bi_encoder.py",
@@ -182,8 +185,8 @@ FENCES = {
     "ray": {"ranking/teacher_ray.py"},
     "onnx": {"graph/export.py"},
     "onnxruntime": {"graph/export.py"},
-    "jinja2": {"report.py"},
-    "matplotlib": {"report.py"},
+    "jinja2": {"report/page.py"},
+    "matplotlib": {"report/draw.py"},
     "datasets": set(),
     "pandas": set(),
 }

@@ -11,7 +11,9 @@ from structkd import graph
 from structkd.cli.graph_links import links
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
+from structkd.graph.figures import training_figure
 from structkd.graph.storage import load_teacher, save_student, save_teacher
+from structkd.report import finish
 from structkd.runs import Run
 from structkd.scores import NodeScores
 
@@ -43,7 +45,9 @@ def teach(
     save_teacher(teacher, out)
     for line in teacher.fit.history if teacher.fit is not None else ():
         run.log(**line)
-    run.finish(teacher.metrics)
+    if teacher.fit is not None:
+        run.write_figure("training", training_figure(teacher.fit.history))
+    finish(run, teacher.metrics)
     value = {"run": str(out), "teacher": teacher.config.model, "metrics": teacher.metrics}
     return Output(value, [Table(f"{task.name}, {task.split} split", [teacher.metrics])])
 
@@ -72,7 +76,7 @@ def distill(
     weights: Path | None = None,
     fuse: str = "mean",
     out: Path,
-    config: StudentFlags = graph.DistillConfig(),
+    config: StudentFlags = graph.DistillConfig(watch_every=10),
     policies: PolicyFlags = graph.Policies(),
     common: Common = Common(),
 ) -> Output:
@@ -191,7 +195,7 @@ def spectrum(
         run.write_figure(name, figure)
     rows = [{"method": name, **metrics} for name, metrics in found.metrics.items()]
     run.write_table("bands", "Agreement with the teacher per band", rows)
-    run.finish({"rows": rows})
+    finish(run, {"rows": rows})
     value = {"run": str(out), "curves": found.curves, "energies": found.energies, "rows": rows}
     return Output(value, [Table(f"{task.name}: agreement with the teacher", rows)])
 

@@ -17,6 +17,7 @@ from structkd.graph.distillation import predict
 from structkd.graph.export import export as export_student
 from structkd.graph.sampled import parsed_fan_outs
 from structkd.graph.storage import load_student_and_inputs, load_teacher
+from structkd.report import finish
 from structkd.runs import Run
 
 DatasetFlags = Annotated[graph.DatasetConfig, Parameter(name="*")]
@@ -80,7 +81,8 @@ def export(
         }  # fmt: skip
         tables.append(Table("Least confident nodes to the teacher, on validation", [found.metrics]))
     run = Run.create(out, "graph export", {**vars(data), "student": student, "formats": formats}, common.seed)
-    run.finish(value)
+    run.write_table("export", f"{task.name}: exported student", rows)
+    finish(run, value)
     return Output(value, tables)
 
 

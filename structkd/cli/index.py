@@ -115,6 +115,7 @@ def search(
     *,
     out: Path,
     collection: Texts = None,
+    split: str | None = None,
     queries: Path | None = None,
     query_ids: Path | None = None,
     k: int = 100,
@@ -128,6 +129,8 @@ def search(
     ----------
     out
         The run file.
+    split
+        Split of the collection whose queries are searched, as train or test; by default as `structkd ranking` reads it.
     queries
         Query vectors for a vector index: a .npy file, [queries, dim].
     query_ids
@@ -142,7 +145,7 @@ def search(
         raise UsageError("give either --collection (query texts, text index) or --queries (a .npy file, vector index).")
     began = time.perf_counter()
     if collection:
-        run = _search_texts(folder, collection, k)
+        run = _search_texts(folder, collection, split, k)
     else:
         run = _search_vectors(index.open(folder, device, expect_encoder=encoder), queries, query_ids, k)
     seconds = time.perf_counter() - began
@@ -291,8 +294,8 @@ def _build_text(collection: str, kind: str, k1: float, b: float, out: Path) -> L
     return index.build_text(load(collection).documents, kind=kind, k1=k1, b=b, out=out)
 
 
-def _search_texts(folder: Path, collection: str | None, k: int) -> Run:
-    queries = load(collection or "").queries
+def _search_texts(folder: Path, collection: str | None, split: str | None, k: int) -> Run:
+    queries = load(collection or "", split).queries
     return index.open_text(folder).search(list(queries.texts), k).run(list(queries.ids))
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from structkd.runs import plain
+from structkd.text import cell
 
 
 @Parameter(name="*")
@@ -57,23 +58,36 @@ def show(output: Output, as_json: bool) -> None:
     console = Console()
     for table in output.tables:
         console.print(table.title, style="bold", markup=False, highlight=False, soft_wrap=True)
-        drawn = RichTable()
-        columns = list(dict.fromkeys(key for row in table.rows for key in row))
-        for column in columns:
-            number = any(isinstance(row.get(column), (int, float)) for row in table.rows)
-            drawn.add_column(column.replace("_", " "), justify="right" if number else "left")
-        for row in table.rows:
-            drawn.add_row(*(_cell(row.get(column)) for column in columns))
+        drawn = _across(table)
+        if console.measure(drawn, options=console.options.update(max_width=1 << 16)).maximum > console.width:
+            drawn = _down(table)  # one column a row of the table: names stay readable on a narrow terminal
         console.print(drawn)
     for line in output.lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return (
-            f"{value:.4g}" if abs(value) >= 1000 or 0 < abs(value) < 0.001 else f"{value:.4f}".rstrip("0").rstrip(".")
-        )
-    return str(value)
+def _across(table: Table) -> RichTable:
+    """Columns as they are."""
+    drawn = RichTable()
+    for column in _columns(table):
+        number = any(isinstance(row.get(column), (int, float)) for row in table.rows)
+        drawn.add_column(column.replace("_", " "), justify="right" if number else "left")
+    for row in table.rows:
+        drawn.add_row(*(cell(row.get(column), column) for column in _columns(table)))
+    return drawn
+
+
+def _down(table: Table) -> RichTable:
+    """The same, turned: the first column's values as headings."""
+    first, *others = _columns(table)
+    drawn = RichTable()
+    drawn.add_column(first.replace("_", " "), overflow="fold")
+    for row in table.rows:
+        drawn.add_column(cell(row.get(first), first), justify="right", overflow="fold")
+    for column in others:
+        drawn.add_row(column.replace("_", " "), *(cell(row.get(column), column) for row in table.rows))
+    return drawn
+
+
+def _columns(table: Table) -> list[str]:
+    return list(dict.fromkeys(key for row in table.rows for key in row))

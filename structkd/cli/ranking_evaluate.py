@@ -17,9 +17,11 @@ from structkd.ranking.evaluate import (
     EvaluationResult,
     check_protocol,
     compare,
-    evaluate_model,
     evaluate_run,
+    parse_measures,
+    rank,
 )
+from structkd.ranking.evaluation_run import write_evaluation
 from structkd.ranking.negatives import bm25_candidates
 from structkd.ranking.prett import PrettScorer
 from structkd.ranking.prett_store import DocumentStates
@@ -39,6 +41,7 @@ def evaluate_command(
     split: str | None = None,
     qrels: Path | None = None,
     per_query: Path | None = None,
+    out: Path | None = None,
     documents: Path | None = None,
     common: Common = Common(),
     config: Annotated[EvaluateConfig, Parameter(name="*")] = EvaluateConfig(),
@@ -54,6 +57,7 @@ def evaluate_command(
         split: Judgements to measure with; the test split by default.
         qrels: Judgements of a file in place of the collection's, for example the full ones of a pooled collection.
         per_query: JSON file for the values of each query.
+        out: Run folder for the lists, the values of each query, tables, plots and report.html.
         documents: Stored layers of the documents for a prett model, as `ranking encode` writes them.
     """
     if (model is None) == (run is None):
@@ -64,17 +68,12 @@ def evaluate_command(
     if run is not None:
         # a run file is cut as deep as the protocol goes, as a model's own list is
         ranked = read_run(run).cut(config.depth) if config.protocol else read_run(run)
-        result = evaluate_run(loaded, ranked, measures, drop_same_id=config.drop_same_id)
     else:
-        result = evaluate_model(
-            loaded,
-            _scorer(str(model), documents),
-            mode=config.mode,
-            candidates=_candidates(loaded, candidates, config),
-            measures=measures,
-            depth=config.depth,
-            drop_same_id=config.drop_same_id,
-        )
+        parse_measures(measures)  # before hours of scoring
+        first_stage = _candidates(loaded, candidates, config)
+        scorer = _scorer(str(model), documents)
+        ranked = rank(loaded, scorer, mode=config.mode, candidates=first_stage, depth=config.depth)
+    result = evaluate_run(loaded, ranked, measures, drop_same_id=config.drop_same_id)
     if per_query is not None:
         write_json(per_query, result.per_query)
     if config.protocol is not None and (said := check_protocol(config.protocol, result)) is not None:
@@ -92,11 +91,17 @@ def evaluate_command(
     }
     row = {"model": found["model"], **result.measures, "queries": result.queries, "missing": result.missing}
     tables = [Table(f"{loaded.name}: {config.protocol or found['mode']}", [row])]
+    compared, tests = None, []
     if baseline is not None:
-        other = evaluate_run(loaded, read_run(baseline), measures, drop_same_id=config.drop_same_id)
-        tests = _tests(other, result)
+        beside = read_run(baseline)
+        other = evaluate_run(loaded, beside, measures, drop_same_id=config.drop_same_id)
+        compared, tests = (beside, other), _tests(other, result)
         found["baseline"] = {"run": str(baseline), "measures": other.measures, "tests": tests}
         tables.append(Table(f"against {baseline}", tests))
+    if out is not None:
+        settings = {**vars(config), "collection": collection, "model": model, "run": run, "baseline": baseline}
+        write_evaluation(out, settings, loaded, (ranked, result), compared, tests, common.seed)
+        found["out"] = str(out)
     return Output(found, tables=tables)
 
 

@@ -29,6 +29,7 @@ from structkd.graph.embeddings import embed_nodes, embeds
 from structkd.graph.evaluate import metric_of
 from structkd.graph.fusing import FUSE, fuse
 from structkd.graph.policies import NO_POLICIES, Policies
+from structkd.graph.shown import shown, write_figures
 from structkd.graph.storage import load_teacher, save_teacher
 from structkd.graph.teacher import (
     Teacher,
@@ -41,7 +42,9 @@ from structkd.graph.teacher import (
 )
 from structkd.ids import fingerprint_json
 from structkd.progress import note, track
-from structkd.runs import Figure, Run, Series
+from structkd.report import finish
+from structkd.runs import Run
+from structkd.scores.provenance import keep_teachers, teacher_row
 
 _OFF = asdict(NO_POLICIES)
 
@@ -58,7 +61,7 @@ class BenchConfig:
     methods: tuple[str, ...] = ("mlp", "glnn", "ff-g2m")
     seeds: tuple[int, ...] = (0,)
     teacher_config: TeacherConfig = field(default_factory=TeacherConfig)
-    distill_config: DistillConfig = field(default_factory=DistillConfig)
+    distill_config: DistillConfig = field(default_factory=lambda: DistillConfig(watch_every=10))
     policies: Policies = NO_POLICIES
     others: tuple[str, ...] = ()
     fuse: str = "mean"
@@ -95,13 +98,14 @@ def bench(config: BenchConfig, out: str | Path | None = None) -> dict[str, Any]:
     """
     folder = Path(out) if out is not None else default_folder(config)
     run = Run.create(folder, "graph bench", config)
-    asked, done = 0, []
+    asked, done, teachers = 0, [], []
     for seed in track(list(config.seeds), "seeds"):
         task = load(config.dataset, config.data_root, config.split, config.setting, seed)
         teacher = _TeacherOfSeed(task, config, folder, seed)
         others = [_TeacherOfSeed(task, replace(config, teacher=name), folder, seed) for name in config.others]
         done += [_finished(task, teacher, others, method, config, folder) for method in config.methods]
         asked += sum(one.asked for one in (teacher, *others))
+        teachers += [teacher, *others]
     rows = [_row(method, config, [one for one in done if one["method"] == method]) for method in config.methods]
     summary: dict[str, Any] = {
         "dataset": config.dataset,
@@ -113,8 +117,9 @@ def bench(config: BenchConfig, out: str | Path | None = None) -> dict[str, Any]:
         "out": str(folder),
     }
     run.write_table("methods", f"{config.dataset}, {task.split} split, {config.setting}", rows)
-    run.write_figure("accuracy", _accuracy_figure(rows, config))
-    run.finish(summary)
+    keep_teachers(run, [one.row() for one in teachers])
+    write_figures(run, config.dataset, task.metric.replace("_", " "), rows[0]["teacher"], done)
+    finish(run, summary)
     return summary
 
 
@@ -130,7 +135,7 @@ class _TeacherOfSeed:
     """The teacher of one seed: trained on first need, otherwise read back from its score cache."""
 
     def __init__(self, task: GraphTask, config: BenchConfig, folder: Path, seed: int) -> None:
-        self.task, self.seed, self.asked = task, seed, 0
+        self.task, self.seed, self.asked, self.reads = task, seed, 0, 0
         self.given = config.teacher.removeprefix("scores:") if config.teacher.startswith("scores:") else None
         self.config = replace(config.teacher_config, model=config.teacher)
         self._scores: scores.NodeScores | None = None
@@ -161,6 +166,12 @@ class _TeacherOfSeed:
         """The trained teacher itself, for methods that look inside it."""
         self.logits  # noqa: B018 (trains it when it was not yet)
         return load_teacher(self.weights, self.task)
+
+    def row(self) -> dict[str, Any]:
+        """For the report: who it is, and how often its cache answered in its place."""
+        spec = self.spec if self.given is None else open_scores(self.given).spec
+        seconds = self._metrics.get("cpu_seconds", 0.0) * self.asked
+        return teacher_row(spec, self.asked, max(0, self.reads - self.asked), seconds, unit="graphs")
 
     def _given(self) -> tuple[scores.NodeScores, dict[str, float]]:
         assert self.given is not None
@@ -204,12 +215,16 @@ def _finished(
     if path.is_file():
         found: dict[str, Any] = read_json(path)
         return found
+    for one in (teacher, *others):
+        one.reads += 1
     inside = METHODS[method].needs == "model" or (config.policies.active and teacher.given is None)
     source = _fused(task, teacher, others, config) if others else teacher.model if inside else teacher.logits
     result = distill(task, source, student, task.seed, policies=config.policies)
+    model = teacher.model if teacher.given is None else None
     value = {
         "method": method,
         "seed": task.seed,
+        "shown": shown(task, model, teacher.logits, result) if task.seed == config.seeds[0] else {},
         "input_class": result.input_class,
         "target": result.target,
         "metrics": result.metrics,
@@ -249,6 +264,7 @@ def _row(method: str, config: BenchConfig, done: Sequence[Mapping[str, Any]]) ->
         "teacher_test_mean": _mean(done, "teacher", "test"),
         "cos_low": _mean(done, "metrics", "cos_low"),
         "cos_high": _mean(done, "metrics", "cos_high"),
+        "agreement": _mean(done, "metrics", "agreement"),
         "cpu_seconds": _mean(done, "metrics", "cpu_seconds"),
         "peak_rss_bytes": max(int(one["peak_rss_bytes"]) for one in done),
     }
@@ -278,13 +294,3 @@ def _code() -> str:
     """Version of what computes: the release and this package's own sources, so an edited method starts afresh."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return fingerprint_json([structkd.__version__, [path.read_text(encoding="utf-8") for path in sources]])
-
-
-def _accuracy_figure(rows: Sequence[Mapping[str, Any]], config: BenchConfig) -> Figure:
-    names = [row["method"] for row in rows]
-    bars = Series("test", names, [row["test_mean"] for row in rows], [row["test_std"] for row in rows])
-    note_ = (
-        f"teacher {config.teacher}: {rows[0]['teacher_test_mean']:.4f}; "
-        f"{len(config.seeds)} seeds, one standard deviation"
-    )
-    return Figure("bars", f"{config.dataset}: test at best validation", "method", "accuracy", [bars], note=note_)

@@ -1,7 +1,7 @@
 """Distil a teacher into an MLP: the method prepares student and loss, one loop trains, best validation reports."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from structkd.errors import UsageError
 from structkd.graph.config import DistillConfig, config_fields
 from structkd.graph.data import Features, GraphTask, chunks, rows_of
 from structkd.graph.evaluate import metric_of, report
+from structkd.graph.figures import band_figure, margin_figure, margins, training_figure
 from structkd.graph.inputs import RAW, Inputs
 from structkd.graph.lesson import Lesson, Method, Teaching
 from structkd.graph.methods import METHODS
@@ -22,10 +23,12 @@ from structkd.graph.policies import NO_POLICIES, Policies
 from structkd.graph.policy_lesson import policy_teaching
 from structkd.graph.published import given
 from structkd.graph.spectral import band_agreement
-from structkd.graph.teacher import Teacher, check_scores, check_split
+from structkd.graph.teacher import Teacher, check_scores, check_split, teacher_spec
 from structkd.graph.train import Fit, FitConfig, Selection, fit
+from structkd.report import finish
 from structkd.runs import Run
 from structkd.scores import NodeScores
+from structkd.scores.provenance import keep_teachers, teacher_row
 
 __all__ = ["METHODS", "DistillConfig", "DistillResult", "config_fields", "distill", "predict", "rows_of"]
 
@@ -39,8 +42,8 @@ class DistillResult:
     Attributes:
         student: a torch module, x -> logits, with x = inputs.whole(task); weights of best validation.
         history: one mapping per epoch: step, loss, valid, and band agreement where watched.
-        metrics: valid, test (both at best validation), cos_low, cos_high, error_low, error_high, epochs, cpu_seconds;
-            ind, tran, prod in the settings that define them.
+        metrics: valid, test (both at best validation), cos_low, cos_high, error_low, error_high, agreement (share of
+            nodes whose class is the teacher's), epochs, cpu_seconds; ind, tran, prod in the settings that define them.
         config: the resolved configuration.
         input_class: graph_free, precomputed or graph_at_inference.
         run: the run folder, when one was given.
@@ -107,7 +110,8 @@ def distill(
     if run is not None:
         for line in result.history:
             run.log(**line)
-        run.finish(metrics)
+        _write_figures(run, task, teacher, teaching, logits, result.history, seed)
+        finish(run, metrics)
     return DistillResult(
         teaching.student, result.history, metrics, config, method.input_class, run, teaching.target, teaching.inputs
     )
@@ -180,7 +184,7 @@ def _watcher(
     def watch(epoch: int) -> dict[str, float]:
         if epoch != 1 and epoch % every:
             return {}
-        return band_agreement(seen, student(x).softmax(dim=1), wanted)
+        return band_agreement(seen, predict(student, x).softmax(dim=1), wanted)
 
     return watch
 
@@ -189,9 +193,34 @@ def _metrics(task: GraphTask, teaching: Teaching, logits: Tensor | None, result:
     mine = predict(teaching.student, teaching.inputs.whole(task))
     out = {"valid": result.valid, **report(task, mine)}
     if logits is not None:
-        observed = mine[task.observed_rows].softmax(dim=1)
-        out |= band_agreement(task.observed, observed, logits.softmax(dim=1))
+        observed = mine[task.observed_rows]
+        out |= band_agreement(task.observed, observed.softmax(dim=1), logits.softmax(dim=1))
+        out["agreement"] = float((observed.argmax(dim=1) == logits.argmax(dim=1)).double().mean())
     return out | {"epochs": float(result.epochs), "cpu_seconds": result.cpu_seconds}
+
+
+def _write_figures(
+    run: Run,
+    task: GraphTask,
+    teacher: NodeScores | Logits | Teacher | None,
+    teaching: Teaching,
+    logits: Tensor | None,
+    history: Sequence[Mapping[str, float]],
+    seed: int,
+) -> None:
+    """What the report shows of one student."""
+    run.write_figure("training", training_figure(history))
+    name = run.config().get("method", "student")
+    if (bands := band_figure({name: [history]})) is not None:
+        run.write_figure("band-agreement", bands)
+    if logits is not None:
+        mine = predict(teaching.student, teaching.inputs.seen(task.observed))
+        run.write_figure("margins", margin_figure({name: margins(logits, mine, seed)}))
+    spec = teacher.spec if isinstance(teacher, NodeScores) else None
+    if isinstance(teacher, Teacher):
+        spec = teacher_spec(task, teacher.config, teacher.seed)
+    if spec is not None:
+        keep_teachers(run, [teacher_row(spec, found=1, unit="graphs")])
 
 
 def _fit_config(config: DistillConfig, teaching: Teaching) -> FitConfig:

@@ -12,9 +12,11 @@ import structkd
 from structkd.errors import UsageError
 from structkd.files import read_json, write_json
 from structkd.graph.datasets import load
+from structkd.graph.figures import seed_figure
 from structkd.graph.links import LINK_METHODS, LinkConfig, links
 from structkd.ids import fingerprint_json
 from structkd.progress import note, track
+from structkd.report import finish
 from structkd.runs import Run
 
 INPUT = {"sage": "graph_at_inference", "mlp": "graph_free", "llp": "graph_free"}
@@ -50,7 +52,9 @@ def bench_links(config: LinkBenchConfig, out: str | Path) -> dict[str, Any]:
     rows = [_row(method, [one[method] for one in done]) for method in ("sage", *config.methods)]
     summary = {"dataset": config.dataset, "seeds": list(config.seeds), "rows": rows}
     run.write_table("links", f"{config.dataset}: links held out", rows)
-    run.finish(summary)
+    values = {row["method"]: row["auc"] for row in rows}
+    run.write_figure("auc", seed_figure(f"{config.dataset}: held-out links at best validation", "AUC", values))
+    finish(run, summary)
     return summary
 
 

@@ -1,6 +1,6 @@
 """The information-drowning curves: how far each band of the teacher has reached the student, epoch by epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor
 from structkd.errors import UsageError
 from structkd.graph.data import GraphTask
 from structkd.graph.distillation import DistillConfig, distill, predict, teacher_logits
+from structkd.graph.figures import band_figure
 from structkd.graph.spectral import chebyshev_bands
 from structkd.graph.teacher import Teacher
 from structkd.runs import Figure, Series
 from structkd.scores import NodeScores
-
-BANDS = ("low", "high")
 
 
 @dataclass(frozen=True)
@@ -34,20 +33,12 @@ class Spectrum:
 
     def figures(self) -> dict[str, Figure]:
         """agreement: curves over epochs, the teacher at 1 by definition; energy: distribution over the spectrum."""
-        lines = []
-        for band in BANDS:
-            for method, curve in self.curves.items():
-                lines.append(Series(f"{method}, {band} band", curve["step"], curve[f"cos_{band}"]))
-        longest = max(curve["step"][-1] for curve in self.curves.values())
-        lines.append(Series("teacher", [1.0, longest], [1.0, 1.0]))
         some = next(iter(self.energies.values()))
+        agreement = band_figure({name: [_lines(curve)] for name, curve in self.curves.items()})
         centres = [round(2 * (k + 0.5) / len(some), 3) for k in range(len(some))]
         bars = [Series(name, centres, [max(share, 1e-6) for share in shares]) for name, shares in self.energies.items()]
         return {
-            "band-agreement": Figure(
-                "lines", "Agreement with the teacher per band", "epoch", "mean cosine", lines,
-                note="low: S p, high: (I - S) p of class probabilities, S the normalised adjacency with self-loops",
-            ),
+            **({"band-agreement": agreement} if agreement is not None else {}),
             "band-energy": Figure(
                 "lines", "Energy over the graph spectrum", "eigenvalue of the Laplacian", "share of energy", bars,
                 note="class probabilities of the finished models; Chebyshev bands, no eigendecomposition",
@@ -86,6 +77,11 @@ def spectrum(
         energies[method] = _energy(seen, predict(result.student, result.inputs.seen(seen)))
         metrics[method] = result.metrics
     return Spectrum(curves, energies, metrics)
+
+
+def _lines(curve: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Columns as one mapping an epoch."""
+    return [dict(zip(curve, values, strict=True)) for values in zip(*curve.values(), strict=True)]
 
 
 def _energy(task: GraphTask, logits: Tensor) -> list[float]:

@@ -5,14 +5,17 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from structkd.errors import DataError, UsageError
+from structkd.progress import track
 
 Selection = Literal["metric", "loss"]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def at_least_one(**counts: int) -> None:
 
 @dataclass(frozen=True)
 class Fit:
-    """What the loop found; the model holds the weights of `best_epoch`."""
+    """What the loop found; the model holds the weights of `best_epoch`. `cpu_seconds` leaves out what was watched."""
 
     best_epoch: int
     valid: float
@@ -82,12 +85,15 @@ def fit(
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     best_epoch, best, reported = 0, float("-inf"), 0.0
     weights, history = copy.deepcopy(model.state_dict()), []
-    started = time.process_time()
+    started, watching = time.process_time(), 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for epoch in range(1, config.epochs + 1):
+        for epoch in track(range(1, config.epochs + 1), "epochs, at most"):
             loss = sum(_step(model, optimiser, loss_of, epoch) for _ in range(steps)) / steps
-            (valid, valid_loss), seen = _look(model, validate, watch, epoch)
+            valid, valid_loss = _look(model, validate)
+            watched_from = time.process_time()
+            seen = _look(model, partial(watch, epoch)) if watch is not None else {}
+            watching += time.process_time() - watched_from
             history.append({"step": epoch, "loss": loss, "valid": valid, **seen})
             score = valid if config.select == "metric" else -valid_loss
             if score >= best:
@@ -97,7 +103,7 @@ def fit(
                 break
     model.load_state_dict(weights)
     model.eval()
-    return Fit(best_epoch, reported, len(history), tuple(history), time.process_time() - started)
+    return Fit(best_epoch, reported, len(history), tuple(history), time.process_time() - started - watching)
 
 
 def _step(model: nn.Module, optimiser: torch.optim.Optimizer, loss_of: Callable[[int], Tensor], epoch: int) -> float:
@@ -113,11 +119,7 @@ def _step(model: nn.Module, optimiser: torch.optim.Optimizer, loss_of: Callable[
 
 
 @torch.no_grad()
-def _look(
-    model: nn.Module,
-    validate: Callable[[], tuple[float, float]],
-    watch: Callable[[int], Mapping[str, float]] | None,
-    epoch: int,
-) -> tuple[tuple[float, float], Mapping[str, Any]]:
+def _look(model: nn.Module, ask: Callable[[], Answer]) -> Answer:
+    """The answer in eval mode and without gradient."""
     model.eval()
-    return validate(), (watch(epoch) if watch is not None else {})
+    return ask()

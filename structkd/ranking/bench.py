@@ -19,6 +19,7 @@ from structkd.files import read_json, write_json
 from structkd.ids import fingerprint_json
 from structkd.progress import note, track
 from structkd.ranking import datasets
+from structkd.ranking.cases import Sample, agreement_figure, cases_of, margin_figure, write_cases
 from structkd.ranking.data import Collection, hold_out
 from structkd.ranking.distillation import DistillConfig, distill, parse_objective
 from structkd.ranking.encoders import NeuralScorer, student, weights_sha256
@@ -27,11 +28,15 @@ from structkd.ranking.frontier import cost_of
 from structkd.ranking.negatives import bm25_candidates
 from structkd.ranking.policies import NO_POLICIES, Policies
 from structkd.ranking.sources import Combine, EnsembleScorer, open_teacher
-from structkd.runs import Figure, Run, Series
+from structkd.report import finish
+from structkd.runs import Figure, Run, Series, plain
 from structkd.scores.cache import CachedScorer, Scorer
+from structkd.scores.provenance import keep_teachers, teacher_rows
 from structkd.trec import Run as RankedRun
 
 PerQuery = Mapping[str, float]
+
+_LAYOUT = 2  # of a kept cell; cells of another layout are made anew
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ def bench(config: BenchConfig, out: str | Path) -> dict[str, Any]:
     folder = Path(out)
     run = Run.create(folder, "ranking bench", config)
     rows, frontier, asked = [], [], 0
+    done: list[_Cells] = []
     for name in config.collections:
         task = _Task.open(name, config)
         for teacher_name in config.teachers:
@@ -120,13 +126,43 @@ def bench(config: BenchConfig, out: str | Path) -> dict[str, Any]:
                 frontier += cells.costs
                 cells.costs = []
             asked += cells.asked
+            done.append(cells)
     summary = {"rows": rows, "frontier": frontier, "asked": asked, "out": str(folder)}
     run.write_table("objectives", f"{config.measure}, means over {len(config.seeds)} seeds", rows)
     run.write_table("frontier", "Quality, queries per second, bytes per document", frontier)
     for name, figure in figures(rows, frontier, config.measure).items():
         run.write_figure(name, figure)
-    run.finish(summary)
+    keep_teachers(run, [row for cells in done for row in teacher_rows(cells.teacher)])
+    write_shown(run, config, done)
+    finish(run, summary)
     return summary
+
+
+def write_shown(run: Run, config: BenchConfig, done: Sequence["_Cells"]) -> None:
+    """Every seed's value; and of the first seed of the first objective: wins and losses, agreement, margins."""
+    values: dict[str, list[float]] = {}
+    for cells in done:
+        place = f"{cells.task.test.name} " if len(config.collections) > 1 else ""
+        place += f"{_short(cells.name)} " if len(config.teachers) > 1 else ""
+        for (kind, objective), seeds in cells.finished.items():
+            values[f"{place}{kind} {objective}"] = [_value(one["after"]) for one in seeds]
+        for kind in config.students:
+            first, name = cells.finished[kind, config.objectives[0]][0], f"{place}{kind}".replace(" ", "-")
+            before, after = (Sample(**first[f"{part}_shown"]) for part in ("before", "after"))
+            cases = cases_of(cells.task.test, first["before"], first["after"], before.first, after.first)
+            title = f"{place}{kind}, {config.objectives[0]}, before and after"
+            write_cases(run, f"cases-{name}", title, config.measure, cases)
+            pupils = {"before": before.scores, "after": after.scores}
+            for figure_name, draw in (("agreement", agreement_figure), ("margins", margin_figure)):
+                figure = draw(cells.teacher_sample.scores, pupils)
+                figure = dataclasses.replace(figure, title=f"{figure.title}: {place}{kind}")
+                run.write_figure(f"{figure_name}-{name}", figure)
+    names = [name for name, own in values.items() for _ in own]
+    series = [Series("seeds", names, [value for own in values.values() for value in own])]
+    said = f"{len(config.seeds)} seeds; dots: seeds, bar: 95 % confidence interval of the mean"
+    run.write_figure(
+        "seeds", Figure("samples", f"{config.measure} over seeds", "student", config.measure, series, said)
+    )
 
 
 @dataclass(frozen=True)
@@ -173,8 +209,10 @@ class _Cells:
         members = [open_teacher(part, task.train.documents) for part in teacher.split("+")]
         self.cached = [CachedScorer(one, folder / "scores" / one.spec.fingerprint[:16]) for one in members]
         self.teacher: Scorer = self.cached[0] if len(members) == 1 else EnsembleScorer(self.cached, config.combine)
-        self.key = [task.fingerprint(), self.teacher.spec.fingerprint, config.measure, config.max_length]
+        self.key = [task.fingerprint(), self.teacher.spec.fingerprint, config.measure, config.max_length, _LAYOUT]
         self.costs: list[dict[str, Any]] = []
+        self.finished: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.teacher_sample = Sample({}, {})
 
     @property
     def asked(self) -> int:
@@ -184,11 +222,12 @@ class _Cells:
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """One row per objective."""
         bm25 = self._measured(self.task.test_lists)
-        teacher = self._kept(["teacher"], lambda: {"rerank": self._rerank(self._test_teacher())})["rerank"]
+        asked = self._kept(["teacher"], lambda: self._judged(self._test_teacher(), "rerank"))
+        teacher, self.teacher_sample = asked["rerank"], Sample(**asked["rerank_shown"])
         rows = []
         first: PerQuery = {}
         for objective in self.config.objectives:
-            done = [self._cell(kind, objective, seed) for seed in self.config.seeds]
+            done = self.finished[kind, objective] = [self._cell(kind, objective, seed) for seed in self.config.seeds]
             before, after = _mean([one["before"] for one in done]), _mean([one["after"] for one in done])
             first = first or after
             rows.append(self._row(kind, objective, done, before, after, teacher, bm25) | _against(first, after))
@@ -269,8 +308,8 @@ class _Cells:
         """The untrained student's values, once for all objectives."""
         return self._kept(["before", weights_sha256(scorer), self.config.retrieve], lambda: self._values(scorer))
 
-    def _values(self, scorer: NeuralScorer) -> dict[str, PerQuery]:
-        values = {"before": self._rerank(scorer)}
+    def _values(self, scorer: NeuralScorer) -> dict[str, Any]:
+        values = self._judged(scorer, "before")
         if self.config.retrieve and isinstance(scorer, Encoder):
             values["search_before"] = self._measured(retrieve(self.task.test, scorer, depth=100))
         return values
@@ -283,8 +322,10 @@ class _Cells:
         cached = [CachedScorer(one, self.folder / "scores" / one.spec.fingerprint[:16]) for one in members]
         return cached[0] if len(members) == 1 else EnsembleScorer(cached, self.config.combine)
 
-    def _rerank(self, scorer: PairScorer) -> PerQuery:
-        return self._measured(rerank(self.task.test, scorer, self.task.test_lists, depth=self.config.depth))
+    def _judged(self, scorer: PairScorer, name: str) -> dict[str, Any]:
+        """The value of each query, and what the report shows of the lists."""
+        run = rerank(self.task.test, scorer, self.task.test_lists, depth=self.config.depth)
+        return {name: self._measured(run), f"{name}_shown": plain(Sample.of(run))}
 
     def _measured(self, run: RankedRun) -> PerQuery:
         found = evaluate_run(self.task.test, run, self.config.measure).per_query

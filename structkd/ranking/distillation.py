@@ -23,11 +23,12 @@ from structkd.ranking.card import write_card
 from structkd.ranking.data import Collection, hold_out
 from structkd.ranking.dual import DualBiScorer
 from structkd.ranking.encoders import BiScorer, NeuralScorer, open_scorer, weights_sha256
+from structkd.ranking.held_out import HeldOut
 from structkd.ranking.live import NO_LIVE, LiveConfig, in_batch_training
 from structkd.ranking.negatives import bm25_candidates
 from structkd.ranking.policies import NO_POLICIES, Lesson, Policies, asked, kept
 from structkd.ranking.sources import RunScorer, only_orders
-from structkd.ranking.teacher import mean_ndcg, ndcg_of, training_figure
+from structkd.ranking.teacher import mean_ndcg, training_figure
 from structkd.ranking.train import (
     Batch,
     FitConfig,
@@ -42,8 +43,10 @@ from structkd.ranking.train import (
     planned_steps,
     scored_grid,
 )
-from structkd.runs import Figure, Run, Series, plain
+from structkd.report import finish
+from structkd.runs import Run, plain
 from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
+from structkd.scores.provenance import keep_teachers, teacher_rows
 from structkd.trec import Run as RankedRun
 
 __all__ = ["DistillConfig", "DistillResult", "distill", "parse_objective"]
@@ -176,6 +179,7 @@ def distill(
         return done
     run = None if out is None else Run.create(out, "ranking distill", settings, config.seed)
     training, held = _split(raw, lists, config)
+    shown = HeldOut.of(held, student) if run is not None and main_process() else None
     measure, valid = validation_lists(held, collection, config)
     order_only = only_orders(teacher.spec) and config.target_transform == "none"
     loss_of = objective_of(weights, config, order_only)
@@ -198,8 +202,11 @@ def distill(
     if run is not None and main_process():
         student.save(run.folder / "student")
         sources = [teacher] if live_teacher is None else [teacher, live_teacher]
+        keep_teachers(run, [row for source in sources for row in teacher_rows(source)])
         write_card(run.folder / "student", student, sources, collection, settings, metrics)
-        _write(run, student, result, metrics, identity, measure, valid, held)
+        if shown is not None:
+            shown.write(run, student, collection, valid, measure)
+        _write(run, result, metrics, identity, measure)
     return DistillResult(student, result.history, metrics, None if run is None else run.folder, config)
 
 
@@ -418,33 +425,12 @@ def _metrics(result: FitResult, measure: str) -> dict[str, Any]:
     }
 
 
-def _write(
-    run: Run,
-    student: NeuralScorer,
-    result: FitResult,
-    metrics: dict[str, Any],
-    identity: str,
-    measure: str,
-    valid: Lists,
-    held: Lists,
-) -> None:
-    """Write the figures and, last, that the run is complete."""
+def _write(run: Run, result: FitResult, metrics: dict[str, Any], identity: str, measure: str) -> None:
+    """Write the curves and, last, that the run is complete."""
     run.write_figure("training", training_figure(result, measure))
-    if len(valid):
-        scores = student.score(held.pairs()).numpy()
-        note_value = f"held-out agreement {ndcg_of(scores, valid):.4f}"
-        series = [Series("teacher", [], _standard(held.targets)), Series("student", [], _standard(scores))]
-        title = "Scores on held-out lists (standardised)"
-        run.write_figure("scores", Figure("histogram", title, "score", "pairs", series, note_value))
     clear_checkpoint(run)
-    run.finish(metrics)
+    finish(run, metrics)
     write_json(run.folder / "distill.json", {"identity": identity, "history": result.history})
-
-
-def _standard(scores: NDArray[np.float32]) -> list[float]:
-    values = scores.astype(np.float64)
-    deviation = values.std() or 1.0
-    return [float(value) for value in (values - values.mean()) / deviation]
 
 
 def _finished(folder: Path, identity: str) -> DistillResult | None:

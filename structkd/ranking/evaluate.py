@@ -244,15 +244,26 @@ def evaluate_model(
         DataError: as in `evaluate_run`, or candidates outside the collection.
     """
     parse_measures(measures)  # before hours of scoring
+    run = rank(collection, scorer, mode=mode, candidates=candidates, depth=depth)
+    return evaluate_run(collection, run, measures, drop_same_id=drop_same_id)
+
+
+def rank(
+    collection: Collection,
+    scorer: PairScorer,
+    *,
+    mode: Mode = "rerank",
+    candidates: Run | None = None,
+    depth: int = 1000,
+) -> Run:
+    """The model's lists: `rerank` or `retrieve`; raises what they raise, and UsageError as `evaluate_model`."""
     if mode == "rerank":
         if candidates is None:
             raise UsageError("mode 'rerank' needs candidates: a run whose documents the model orders.")
-        run = rerank(collection, scorer, candidates, depth=depth)
-    elif mode == "retrieve":
-        run = retrieve(collection, scorer, depth=depth)
-    else:
-        raise UsageError(f"mode {mode!r} is unknown; expected 'rerank' or 'retrieve'.")
-    return evaluate_run(collection, run, measures, drop_same_id=drop_same_id)
+        return rerank(collection, scorer, candidates, depth=depth)
+    if mode == "retrieve":
+        return retrieve(collection, scorer, depth=depth)
+    raise UsageError(f"mode {mode!r} is unknown; expected 'rerank' or 'retrieve'.")
 
 
 def rerank(collection: Collection, scorer: PairScorer, candidates: Run, *, depth: int = 1000) -> Run:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,8 +47,10 @@ from structkd.ranking.scorer import NeuralScorer, saved_as, weights_sha256
 from structkd.ranking.selection import JUDGES, PhaseRow, Select, best_row, spearman, split_pool
 from structkd.ranking.tokens import token_embedding
 from structkd.ranking.train import Batch, FitConfig, Lists, LossOf, clear_checkpoint, fit, scored_grid
+from structkd.report import finish
 from structkd.runs import Figure, Run, Series, plain
 from structkd.scores.cache import CachedScorer, Scorer
+from structkd.scores.provenance import keep_teachers, teacher_rows
 
 _PROBED = 1000  # pairs that a fresh head is fitted to
 _CROSS_STEPS, _BI_STEPS = 600, 300  # a cross-encoder's head is new, a bi-encoder moves a little
@@ -213,6 +215,7 @@ class _Cycles:
         self.cross_inits = cross_inits * len(inits) if len(cross_inits) == 1 else cross_inits
         self.train, self.held = split_pool(pool, config.held_out, config.seed)
         self.rows: list[PhaseRow] = []
+        self.teachers: list[dict[str, Any]] = []
         self.asked = self.found = 0
         self.bis = [self._open_bi(init) for init in inits]
         for bi in self.bis:
@@ -244,6 +247,7 @@ class _Cycles:
             own = first if self.config.bi_from == "init" else raw
             self.bis = [self._bi(cycle, member, labels, own[member]) for member in range(len(self.bis))]
         result = self._result(start)
+        keep_teachers(folder, self.teachers)
         _write(folder, result)
         return result
 
@@ -278,6 +282,7 @@ class _Cycles:
         cached = CachedScorer(scorer, self.out / name)
         scores = orders(cached, self.pool.pairs, both)
         self.asked, self.found = self.asked + cached.asked, self.found + cached.found
+        self.teachers += teacher_rows(cached)
         return scores
 
     def _cross(self, cycle: int, member: int, targets: FloatArray) -> CrossScorer:
@@ -495,7 +500,7 @@ def _write(run: Run, result: SelfDistillResult) -> None:
             own = [row for row in result.rows if (row.phase, row.model) == (phase, model)]
             series.append(Series(f"{phase} {model}", [row.cycle for row in own], [row.dev for row in own]))
     run.write_figure("cycles", Figure("lines", "Cycles", "cycle", result.selection, series))
-    run.finish({"best": result.best, "selection": result.selection, "pool": result.pool})
+    finish(run, {"best": result.best, "selection": result.selection, "pool": result.pool})
 
 
 def _check(

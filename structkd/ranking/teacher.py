@@ -29,6 +29,7 @@ from structkd.ranking.train import (
     main_process,
     scored_grid,
 )
+from structkd.report import finish
 from structkd.runs import Figure, Run, Series, plain
 from structkd.scores.cache import CachedScorer, Scorer
 from structkd.trec import Run as RankedRun
@@ -131,7 +132,7 @@ def teach(
         scorer.save(folder)
         clear_checkpoint(run)
         run.write_figure("training", training_figure(result, "nDCG@10 held out"))
-        run.finish(metrics)
+        finish(run, metrics)
         write_json(run.folder / "teach.json", {"identity": identity, "history": result.history})
     return TeachResult(scorer, result.history, metrics, folder)
 
@@ -176,6 +177,12 @@ def mean_ndcg(scorer: Scorer, lists: Lists, cutoff: int = 10) -> float:
 
 def ndcg_of(scores: NDArray[np.float32], lists: Lists, cutoff: int = 10) -> float:
     """`mean_ndcg` of scores that are there already, flat in the order of the lists."""
+    values = ndcg_each(scores, lists, cutoff)
+    return float(np.mean(values)) if values else 0.0
+
+
+def ndcg_each(scores: NDArray[np.float32], lists: Lists, cutoff: int = 10) -> list[float]:
+    """nDCG@cutoff of each list; a list without a positive grade counts 0."""
     ties = tie_rank(lists.documents.ids)[lists.document_rows]
     discount = 1 / np.log2(np.arange(2, cutoff + 2))
     values = []
@@ -185,7 +192,7 @@ def ndcg_of(scores: NDArray[np.float32], lists: Lists, cutoff: int = 10) -> floa
         ideal = np.sort(grades)[::-1][:cutoff]
         best = float((ideal * discount[: len(ideal)]).sum())
         values.append(float((ranked * discount[: len(ranked)]).sum()) / best if best > 0 else 0.0)
-    return float(np.mean(values)) if values else 0.0
+    return values
 
 
 def training_figure(result: FitResult, measure: str) -> Figure:

@@ -1,5 +1,6 @@
 """Scorers: the protocol of teachers, a cache around one, and a stored teacher that is asked instead of the model."""
 
+import time
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -45,11 +46,13 @@ class CachedScorer:
     Attributes:
         asked: pairs that the inner scorer scored.
         found: pairs that came from the store.
+        seconds: spent in the inner scorer.
     """
 
     def __init__(self, scorer: Scorer, folder: str | Path, *, unit_rows: int = 1024) -> None:
         self.scorer, self.folder, self.unit_rows = scorer, Path(folder), unit_rows
         self.asked = self.found = 0
+        self.seconds = 0.0
         self._log = PairLog.open(folder, scorer.spec)
         self._stored = PairScores.open(self.folder)
         self._fresh: dict[int, float] = {}
@@ -131,7 +134,9 @@ class CachedScorer:
     def _ask_distinct(self, pairs: Pairs, queries: IntArray, documents: IntArray) -> NDArray[np.float32]:
         keys = np.concatenate([_text_keys(self._log.queries, queries), _text_keys(self._log.documents, documents)], 1)
         _, first, back = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        started = time.perf_counter()
         answer = self.scorer.score(pairs.take(first))
+        self.seconds += time.perf_counter() - started
         scores = answer.detach().to("cpu", torch.float32).numpy()
         if scores.shape != (len(first),):
             raise DataError(f"{self.spec.model}: scores of shape {scores.shape} for {len(first)} pairs.")
@@ -163,12 +168,16 @@ class StoredScorer:
     Args:
         store: from `scores.open`.
         match: "text" wants the texts that the teacher read where the store knows them; "id" trusts the ids.
+
+    Attributes:
+        found: pairs that were read.
     """
 
     def __init__(self, store: PairScores, match: Literal["text", "id"] = "text") -> None:
         if not isinstance(store, PairScores):
             raise DataError(f"{store!r}: expected scores of pairs, not of nodes.")
         self._store, self.match = store, match
+        self.found = 0
         self._hashes: dict[int, tuple[Texts, dict[int, TextHash]]] = {}
 
     @property
@@ -182,6 +191,7 @@ class StoredScorer:
 
     def score(self, pairs: Pairs) -> Float[Tensor, "pairs"]:
         """Scores of the pairs, float32 on the CPU; MissingScoreError with the count and three examples."""
+        self.found += len(pairs)
         if self.match == "id":
             return torch.from_numpy(self._store.lookup(pairs.query_ids, pairs.document_ids))
         query_ids, document_ids = pairs.query_ids, pairs.document_ids

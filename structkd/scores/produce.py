@@ -208,7 +208,7 @@ def reported(job: Production, units: list[Unit], name: str, every: float = 30.0)
     total, done = sum(map(len, units)), 0
     last = started = time.monotonic()
     clock: Callable[[], float] = time.monotonic
-    for unit in track(units, f"asking {name}"):
+    for unit in track(units, f"asking {name}", lines=False):
         yield unit
         done += len(unit)
         if clock() - last > every:

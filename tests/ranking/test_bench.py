@@ -58,8 +58,16 @@ def test_the_table_says_what_the_cells_say_and_finished_cells_are_read_back(
     assert all(row["queries_per_second"] > 0 for row in found["frontier"])
     assert found["asked"] > 0
     run = Run.open(tmp_path / "out")
-    assert set(run.tables()) == {"objectives", "frontier"}
-    assert set(run.figures()) == {"recovered", "latency", "size"}
+    assert {"objectives", "frontier"} <= set(run.tables()) <= {"objectives", "frontier", "cases-static", "cases-tk"}
+    shown = {f"{name}-{kind}" for name in ("agreement", "margins") for kind in ("static", "tk")}
+    figures = run.figures()
+    assert set(figures) == {"recovered", "latency", "size", "cache", "seeds"} | shown
+    assert figures["seeds"].series[0].x == [f"{kind} {name}" for kind in config.students for name in config.objectives
+                                            for _ in config.seeds]  # fmt: skip
+    (teacher,) = run.teachers()
+    assert teacher["asked"] == found["asked"]
+    assert teacher["from_cache"] > 0
+    assert (run.folder / "report.html").is_file()
 
     def never(*arguments: object, **named: object) -> None:
         raise AssertionError("a finished cell was trained again")
