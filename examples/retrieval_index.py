@@ -18,9 +18,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("collection", nargs="?", default="pydocs")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--queries", type=int, help="train on so many queries; all by default")
     arguments = parser.parse_args()
 
     collection = ranking.load(arguments.collection)
+    collection = collection.with_queries(list(collection.queries.ids)[: arguments.queries])
     student = ranking.student("static", documents=collection.documents)
     with TemporaryDirectory() as folder:
         work = Path(folder)

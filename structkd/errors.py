@@ -13,7 +13,8 @@
 A message says what was found, what was expected, where, and what to do, in one line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class StructKDError(Exception):
@@ -73,3 +74,10 @@ class MissingExtraError(StructKDError, ImportError):
 
 class DeviceError(StructKDError, RuntimeError):
     """The device asked for does not exist, or the work does not fit on it."""
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that looks like it, or nothing."""
+    names = {name.lower(): name for name in known}
+    near = get_close_matches(found.lower(), names, n=1, cutoff=0.6)
+    return f" Did you mean {names[near[0]]}?" if near else ""

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from structkd.errors import UsageError
+from structkd.errors import UsageError, did_you_mean
 from structkd.objectives import OBJECTIVES, REPRESENTATIONS, representation, weights
 
 SOFTMAX_OBJECTIVES = frozenset(
@@ -46,7 +46,10 @@ def parse_objective(text: str) -> dict[str, float]:
         name, _, number = part.strip().partition(":")
         if name not in OBJECTIVES or name in parts:
             known = ", ".join(sorted(OBJECTIVES))
-            raise UsageError(f"objective {name!r} in {text!r} is unknown or named twice; expected one of {known}.")
+            near = did_you_mean(name, OBJECTIVES) if name not in OBJECTIVES else ""
+            raise UsageError(
+                f"objective {name!r} in {text!r} is unknown or named twice; expected one of {known}.{near}"
+            )
         try:
             parts[name] = float(number) if number else 1.0
         except ValueError:
@@ -87,7 +90,7 @@ def choice(flag: str, text: str, known: Mapping[str, Number | None]) -> tuple[st
         return "", 0.0
     name, colon, written = text.partition(":")
     if name not in known:
-        raise UsageError(f"{flag} {text!r} is unknown; expected one of {', '.join(known)}.")
+        raise UsageError(f"{flag} {text!r} is unknown; expected one of {', '.join(known)}.{did_you_mean(name, known)}")
     number = known[name]
     if not colon:
         return name, 0.0 if number is None else number.default

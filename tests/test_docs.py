@@ -1,5 +1,6 @@
 """The documentation: generated pages are current, every local link resolves, the site builds without a warning."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -7,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from structkd.graph import METHODS
+from structkd.index.kinds import INDEXES
+from structkd.objectives import OBJECTIVES
+from structkd.scores import READERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,3 +36,28 @@ def test_local_links_outside_the_site_resolve(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}, which does not exist"
+
+
+def test_every_formula_has_its_row() -> None:
+    """Objectives, methods, file formats and index kinds that the code offers stand in the pages that explain them."""
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+    for page, names in (
+        ("objectives.md", OBJECTIVES),
+        ("graph.md", METHODS),
+        ("file-formats.md", READERS),
+        ("indexes.md", INDEXES),
+    ):
+        missing = [name for name in names if f"`{name}`" not in pages[page]]
+        assert not missing, f"docs/{page} lacks {missing}"
+
+
+def test_every_code_name_in_the_formulas_exists() -> None:
+    page = (ROOT / "docs" / "formulas.md").read_text(encoding="utf-8")
+    cells = [row.rsplit("|", 2)[1] for row in page.splitlines() if row.startswith("| ") and row.endswith("|")]
+    names = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    assert len(names) > 20
+    for name in names:
+        module, _, attribute = f"structkd.{name}".rpartition(".")
+        assert importlib.import_module(module)
+        if not hasattr(sys.modules[module], attribute):
+            importlib.import_module(f"structkd.{name}")

@@ -62,7 +62,7 @@ INSIDE = {
     ],
     "report": [{"statistics", "compare"}, {"draw"}, {"page"}],
     "graph": [
-        {"_edges", "_layers", "_sample", "_transport", "_walks", "figures", "published"},
+        {"_edges", "_layers", "_sample", "_transport", "_walks", "figures", "hetero", "published"},
         {"sparse"},
         {"published_students"},
         {"data"},
@@ -169,7 +169,7 @@ FENCES = {
     "jnius": {"index/lucene.py"},
     "jnius_config": {"index/lucene.py"},
     "pymilvus": {"index/milvus.py"},
-    "torch_geometric": {"graph/data.py", "graph/models.py", "graph/datasets.py"},
+    "torch_geometric": {"graph/data.py", "graph/hetero.py", "graph/models.py", "graph/datasets.py"},
     "scipy": {"graph/", "index/", "ranking/evaluate.py", "report/statistics.py"},  # t-tests and t-intervals
     "sklearn": {"graph/datasets.py"},
     "sentence_transformers": {

@@ -35,6 +35,7 @@ def cut(folder: Path, queries: int = 40, documents: int = 300) -> None:
         (folder / name).write_text("\n".join(chosen) + "\n", encoding="utf-8")
 
 
+@pytest.mark.examples
 @pytest.mark.parametrize("name", sorted(path.name for path in TUTORIALS.glob("*.md")))
 def test_every_line_of_a_tutorial_runs_as_written(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -58,12 +58,17 @@ def show(output: Output, as_json: bool) -> None:
     console = Console()
     for table in output.tables:
         console.print(table.title, style="bold", markup=False, highlight=False, soft_wrap=True)
-        drawn = _across(table)
-        if console.measure(drawn, options=console.options.update(max_width=1 << 16)).maximum > console.width:
-            drawn = _down(table)  # one column a row of the table: names stay readable on a narrow terminal
+        drawn, turned = _across(table), _down(table)
+        if _width(console, drawn) > console.width >= _width(console, turned):
+            drawn = turned  # names stay readable on a narrow terminal
         console.print(drawn)
     for line in output.lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _width(console: Console, table: RichTable) -> int:
+    """Columns of the terminal that a table would take."""
+    return console.measure(table, options=console.options.update(max_width=1 << 16)).maximum
 
 
 def _across(table: Table) -> RichTable:

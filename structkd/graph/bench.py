@@ -20,7 +20,7 @@ import torch
 
 import structkd
 from structkd import scores
-from structkd.errors import UsageError
+from structkd.errors import UsageError, did_you_mean
 from structkd.files import read_json, write_json
 from structkd.graph.data import GraphTask, Setting
 from structkd.graph.datasets import load
@@ -69,7 +69,8 @@ class BenchConfig:
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown:
-            raise UsageError(f"method {unknown[0]!r}: expected some of {', '.join(METHODS)}.")
+            known = f"expected some of {', '.join(METHODS)}."
+            raise UsageError(f"method {unknown[0]!r}: {known}{did_you_mean(unknown[0], METHODS)}")
         if not self.methods or not self.seeds:
             raise UsageError("a comparison needs one method and one seed or more.")
         if len(set(self.methods)) != len(self.methods):

@@ -1,6 +1,6 @@
 """GraphTask: one node-classification problem under one protocol, and the views of it that training may see."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -10,10 +10,11 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 
 from structkd.errors import DataError, UsageError
 from structkd.graph import _sample
+from structkd.graph.hetero import checked, homogeneous
 from structkd.graph.sparse import SparseMatrix, row_starts
 from structkd.ids import fingerprint_arrays
 
@@ -159,8 +160,16 @@ class GraphTask:
         return torch.nonzero(~self.hidden).flatten()
 
     @classmethod
-    def from_pyg(cls, data: Data, **details: Any) -> "GraphTask":
-        """From a torch_geometric Data with train_mask, val_mask and test_mask; `details` as in `create`."""
+    def from_pyg(
+        cls, data: Data | HeteroData, node_type: str = "", through: Sequence[str] = (), **details: Any
+    ) -> "GraphTask":
+        """From torch_geometric's Data, or one node type of a HeteroData (`hetero.homogeneous`), with x, y and masks.
+
+        `details` as in `create`.
+        """
+        if isinstance(data, HeteroData):
+            data = homogeneous(data, node_type, through)
+        data = checked(data, details.get("name", "graph"))
         return cls.create(data.x, data.edge_index, data.y, data.train_mask, data.val_mask, data.test_mask, **details)
 
 

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.datasets import load_digits
 from torch_geometric import datasets as pyg
 
-from structkd.errors import DataError, UsageError
+from structkd.errors import DataError, UsageError, did_you_mean
 from structkd.graph.data import GraphTask, Metric, Setting
 from structkd.graph.readers import RawGraph, csr_npz, heterophilous_npz, ogb_csv, planetoid
 from structkd.graph.splits import Split, cpf_split, mask_split, random_split
@@ -45,13 +45,14 @@ def load(
     """
     kind, _, rest = name.partition(":")
     if kind not in DATASETS:
-        raise UsageError(f"dataset {name!r}: expected one of {', '.join(sorted(DATASETS))}, as in planetoid:Cora.")
+        known = f"expected one of {', '.join(sorted(DATASETS))}, as in planetoid:Cora."
+        raise UsageError(f"dataset {name!r}: {known}{did_you_mean(kind, DATASETS)}")
     if setting not in ("transductive", "inductive", "production"):
         raise UsageError(f"setting {setting!r}: expected transductive, inductive or production.")
     raw = DATASETS[kind](rest, Path(root) if root is not None else default_root(), seed)
     chosen = split or _default_split(raw, kind)
     if chosen not in SPLITS:
-        raise UsageError(f"split {chosen!r}: expected one of {', '.join(SPLITS)}.")
+        raise UsageError(f"split {chosen!r}: expected one of {', '.join(SPLITS)}.{did_you_mean(chosen, SPLITS)}")
     if chosen == "cpf":
         raw = largest_component(raw)
     rows = _rows(raw, chosen, seed, name)
@@ -240,7 +241,7 @@ def _known(name: str, names: tuple[str, ...], kind: str) -> str:
     for known in names:
         if name.lower() == known.lower():
             return known
-    raise UsageError(f"dataset {kind}:{name}: expected {kind}:{' or :'.join(names)}.")
+    raise UsageError(f"dataset {kind}:{name}: expected {kind}:{' or :'.join(names)}.{did_you_mean(name, names)}")
 
 
 def _fetch(folder: Path, file: str, download: Callable[[], object]) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from structkd.errors import UsageError
+from structkd.errors import UsageError, did_you_mean
 from structkd.graph.config import DistillConfig, config_fields
 from structkd.graph.data import Features, GraphTask, chunks, rows_of
 from structkd.graph.evaluate import metric_of, report
@@ -157,7 +157,7 @@ def predict(student: nn.Module, x: Features) -> Logits:
 
 def _method(name: str) -> Method:
     if name not in METHODS:
-        raise UsageError(f"method {name!r}: expected one of {', '.join(METHODS)}.")
+        raise UsageError(f"method {name!r}: expected one of {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")
     return METHODS[name]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, elu, relu
 from torch_geometric.nn import GATConv, GCN2Conv
 
-from structkd.errors import UsageError
+from structkd.errors import UsageError, did_you_mean
 from structkd.graph import _layers
 from structkd.graph.data import Features, GraphTask
 from structkd.graph.sparse import SparseMatrix
@@ -269,6 +269,9 @@ def build_teacher(
 ) -> nn.Module:
     """A teacher by name; UsageError when there is none of that name."""
     if name not in MODELS:
-        raise UsageError(f"teacher {name!r}: expected one of {', '.join(MODELS)}, or scores:DIR or scores:FILE.")
+        raise UsageError(
+            f"teacher {name!r}: expected one of {', '.join(MODELS)}, or scores:DIR or scores:FILE."
+            + did_you_mean(name, MODELS)
+        )
     check_shape(layers, hidden, dropout)
     return MODELS[name](inputs, hidden, classes, layers, dropout, heads)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from structkd.errors import UsageError
+from structkd.errors import UsageError, did_you_mean
 from structkd.index.vectors import check_metric
 
 FLAT_LIMIT = 2_000_000  # above it, exact search is no longer the default
@@ -38,7 +38,9 @@ def check_options(options: IndexOptions) -> None:
     """UsageError when a value is unknown or out of range."""
     check_metric(options.metric)
     if options.kind not in VECTOR_KINDS:
-        raise UsageError(f"kind {options.kind!r} is unknown for vectors; expected one of {', '.join(VECTOR_KINDS)}.")
+        known = f"expected one of {', '.join(VECTOR_KINDS)}."
+        near = did_you_mean(options.kind, VECTOR_KINDS)
+        raise UsageError(f"kind {options.kind!r} is unknown for vectors; {known}{near}")
     check_recall(options.recall)
     if options.memory is not None and not options.memory > 0:
         raise UsageError(f"memory is {options.memory} gigabytes; expected more than 0.")

@@ -13,7 +13,7 @@ from weakref import finalize
 
 from torch import Tensor
 
-from structkd.errors import DataError, MissingExtraError, UsageError
+from structkd.errors import DataError, MissingExtraError, UsageError, did_you_mean
 from structkd.ids import Ids, Texts
 from structkd.index import multivector
 from structkd.index.base import LexicalIndex, VectorIndex
@@ -213,7 +213,9 @@ def build_text(
         MissingExtraError: "lucene" without its extra, or without Java.
     """
     if kind not in TEXT_KINDS:
-        raise UsageError(f"kind {kind!r} is no text index; expected one of {', '.join(TEXT_KINDS)}.")
+        raise UsageError(
+            f"kind {kind!r} is no text index; expected one of {', '.join(TEXT_KINDS)}.{did_you_mean(kind, TEXT_KINDS)}"
+        )
     if not len(documents):
         raise DataError("found no documents; an index needs at least one.")
     with _folder(out) as (folder, owner):

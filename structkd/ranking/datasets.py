@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from structkd.errors import DataError, MissingExtraError
+from structkd.errors import DataError, MissingExtraError, did_you_mean
 from structkd.files import atomic_path
 from structkd.ids import Ids, Texts, text_hash
 from structkd.ranking import data
@@ -53,7 +53,7 @@ def load(path: str | Path, split: str | None = None) -> Collection:
     if not Path(path).is_dir() and "/" not in name:
         raise DataError(
             f"{name}: neither a folder nor a built-in collection; expected a folder in BEIR layout, ir_datasets:ID, "
-            f"or one of {', '.join(DATASETS)}."
+            f"or one of {', '.join(DATASETS)}.{did_you_mean(name, DATASETS)}"
         )
     return data.load(path, split)
 

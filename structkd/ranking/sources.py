@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from structkd.errors import DataError, MissingScoreError, UsageError
+from structkd.errors import DataError, MissingScoreError, UsageError, did_you_mean
 from structkd.files import sha256_file
 from structkd.ids import Pairs, Texts, fingerprint_fields
 from structkd.index.kinds import build_text
@@ -176,7 +176,7 @@ def open_teacher(text: str, documents: Texts) -> Scorer:
     kind, colon, value = text.partition(":")
     if kind not in TEACHERS or (kind != "bm25" and not value) or (kind == "bm25" and colon):
         forms = "cross-encoder:MODEL, bi-encoder:MODEL, multi-vector:MODEL, model:FOLDER, run:FILE, order:FILE, bm25"
-        raise UsageError(f"teacher {text!r} is unknown; expected {forms}.")
+        raise UsageError(f"teacher {text!r} is unknown; expected {forms}.{did_you_mean(kind, set(TEACHERS) - {kind})}")
     return TEACHERS[kind](value, documents)
 
 

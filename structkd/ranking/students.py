@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from structkd.errors import DataError, UsageError
+from structkd.errors import DataError, UsageError, did_you_mean
 from structkd.files import read_json
 from structkd.ids import Texts
 from structkd.ranking.bi_encoder import BiScorer
@@ -54,7 +54,9 @@ def student(
             weights (documents) missing where they are needed.
     """
     if kind not in STUDENTS:
-        raise UsageError(f"student {kind!r} is unknown; expected one of {', '.join(STUDENTS)}.")
+        raise UsageError(
+            f"student {kind!r} is unknown; expected one of {', '.join(STUDENTS)}.{did_you_mean(kind, STUDENTS)}"
+        )
     if max_length is not None and max_length < _SHORTEST:
         raise UsageError(f"max_length {max_length}: expected {_SHORTEST} tokens or more, two of them are markers.")
     made = STUDENTS[kind](_Wish(init, documents, max_length, variant, seed))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from structkd.errors import DataError, UsageError
+from structkd.errors import DataError, UsageError, did_you_mean
 from structkd.scores.formats_base import Lists, NodeTable, ScoreTable, lists_of, nodes_of
 from structkd.scores.formats_lists import (
     read_margin_tsv_ids,
@@ -94,7 +94,8 @@ def read(path: str | Path, format: str = "auto") -> tuple[str, ScoreTable | Node
     """
     path = Path(path)
     if format != "auto" and format not in READERS:
-        raise UsageError(f"format {format!r}; expected auto or one of {', '.join(sorted(READERS))}.")
+        known = f"expected auto or one of {', '.join(sorted(READERS))}."
+        raise UsageError(f"format {format!r}; {known}{did_you_mean(format, READERS)}")
     chosen = sniff(path) if format == "auto" else format
     table = READERS[chosen](path)
     if isinstance(table, ScoreTable) and not len(table):

@@ -1,11 +1,13 @@
 """Exit status, one-line errors, --config, --dry-run and --json of the command line."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from structkd.cli import app as application
@@ -96,8 +98,20 @@ def test_show_prints_a_table_or_one_json_object(capsys: pytest.CaptureFixture[st
     show(output, as_json=False)
     text = capsys.readouterr().out
     assert "0.1235" in text
-    assert "1.235e+04" in text
+    assert "12,346" in text
     assert "line [b]" in text
+
+
+def test_a_wide_table_is_turned_where_that_makes_it_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"method": name, **{f"a long column {i}": i / 8 for i in range(9)}} for name in ("glnn", "ff-g2m")]
+    show(Output({}, [Table("Wide", rows)]), as_json=False)
+    text = capsys.readouterr().out
+    assert re.search(r"method +\S +glnn +\S +ff-g2m", text)
+    assert re.search(r"a long column 8 +\S +1.0000", text)
+    show(Output({}, [Table("Long", [{"name": f"row {i}", "text": "word " * 30} for i in range(20)])]), as_json=False)
+    text = capsys.readouterr().out
+    assert text.count("row ") == 20
+    assert "word" in text
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
@@ -118,3 +132,32 @@ def test_every_group_and_command_has_help(capsys: pytest.CaptureFixture[str]) ->
         assert "Commands" in capsys.readouterr().out
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.strip() == application.structkd.__version__
+
+
+@pytest.mark.parametrize(
+    ("line", "near"),
+    [
+        ("graph bench --dataset digits --methods ff-g2", "ff-g2m"),
+        ("graph bench --dataset planetoid:Coar", "Cora"),
+        ("graph bench --dataset planetiod:Cora", "planetoid"),
+        ("graph bench --dataset digits --split publik", "public"),
+        ("graph bench --dataset digits --teacher gcm", "gcn"),
+        ("graph bensh", '"bench"'),
+        ("graph bench --datset digits", "--dataset"),
+        ("ranking distill --collection pydoc --teacher bm25 --out o", "pydocs"),
+        ("ranking distill --collection pydocs --teacher bm2 --student static --out o", "bm25"),
+        ("ranking distill --collection pydocs --teacher bm25 --student statik --out o", "static"),
+        ("index build --vectors v.npy --kind hnws --out o", "hnsw"),
+        ("scores import x --format trec-rum --out o", "trec-run"),
+    ],
+)
+def test_a_slip_of_the_pen_gets_the_name_that_was_meant(
+    line: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    np.save("v.npy", np.eye(4, dtype=np.float32))
+    assert run(line.split()) in (1, 2)
+    said = capsys.readouterr().err
+    assert f"Did you mean {near}" in said
+    assert said.count("\n") == 1

@@ -80,7 +80,7 @@ def test_same_seed_same_student(task, store):
 def test_no_figure_but_the_one_at_best_validation(task, store):
     result = graph.distill(task, store, replace(STUDENT, epochs=5))
     assert set(result.metrics) == {
-        "valid", "test", "cos_low", "cos_high", "error_low", "error_high", "epochs", "cpu_seconds"
+        "valid", "test", "cos_low", "cos_high", "error_low", "error_high", "agreement", "epochs", "cpu_seconds"
     }  # fmt: skip
     assert all(set(line) == {"step", "loss", "valid"} for line in result.history)
 
@@ -183,7 +183,7 @@ def config(**changes) -> graph.BenchConfig:
 
 ROW = {
     "method", "teacher", "input_class", "test_mean", "test_std", "test", "valid_mean", "teacher_test_mean", "cos_low",
-    "cos_high", "cpu_seconds", "peak_rss_bytes",
+    "cos_high", "agreement", "cpu_seconds", "peak_rss_bytes",
 }  # fmt: skip
 
 
