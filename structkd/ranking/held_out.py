@@ -44,8 +44,8 @@ class HeldOut:
         if len(valid):
             judged = valid.take(range(len(self.lists)))
             ids = judged.queries.ids.strings(judged.query_rows.tolist())
-            values = [dict(zip(ids, ndcg_each(one, judged), strict=True)) for one in (self.before, after)]
-            cases = cases_of(collection, *values, samples["before"].first, samples["after"].first)
+            before, now = (dict(zip(ids, ndcg_each(one, judged), strict=True)) for one in (self.before, after))
+            cases = cases_of(collection, before, now, samples["before"].first, samples["after"].first)
             write_cases(run, "cases", "Held-out queries that changed most", measure, cases)
 
 

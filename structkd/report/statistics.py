@@ -12,5 +12,6 @@ def interval(values: NDArray[Any], confidence: float = 0.95) -> float | None:
     count = len(values)
     if count < 2:
         return None
-    deviation = float(np.std(values, ddof=1))
-    return float(stdtrit(count - 1, (1 + confidence) / 2)) * deviation / count**0.5
+    quantile, deviation = float(stdtrit(count - 1, (1 + confidence) / 2)), float(np.std(values, ddof=1))
+    half: float = quantile * deviation / count**0.5
+    return half
