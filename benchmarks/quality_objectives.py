@@ -129,8 +129,9 @@ def ranking_half(options: argparse.Namespace) -> None:
     """Every piece on every collection."""
     for dataset in options.only or COLLECTIONS:
         of_seed = run_of(options, dataset)
-        for seed in range(options.seeds):
-            each(options, "ranking", dataset, seed, COLLECTIONS[dataset], of_seed(seed))
+        for block in COLLECTIONS[dataset]:  # objectives first, then policies, then acquisition: whole tables early
+            for seed in range(options.seeds):
+                each(options, "ranking", dataset, seed, block, of_seed(seed))
 
 
 def each(

@@ -5,9 +5,11 @@ scifact: BM25's scores of 16 candidates of 200 training queries teach; 150 test 
 measure, re-ranking BM25's first 50. Judgements of test queries are met in the last measurement only.
 
 The student: two layers of all-MiniLM-L6-v2 (the third and the sixth), texts cut to 64 tokens, encoded once and frozen,
-and on them a square linear map that starts as the identity and is what is trained. So a run costs a second, and every
+and on them a square linear map that starts as the identity and is what is trained. So a run costs seconds, and every
 piece starts from a real encoder. Which 10 % of the training queries are held out, the order of lists and their cuts
-come from the seed; the best of the passes is chosen by the teacher's first ten on the held-out queries.
+come from the seed; the best of the passes is chosen by the teacher's first ten on the held-out queries. The learning
+rate, one for all pieces, is that of .0003, .001 and .003 with the best held-out value of `kl` (and of `margin-mse`) on
+scifact at seed 100, which is not reported.
 """
 
 import copy
@@ -25,20 +27,22 @@ OBJECTIVES = (
     "kl", "margin-mse", "plackett-luce", "ranknet", "listnet", "listmle", "pointwise-mse", "reverse-kl",
     "jensen-shannon", "jeffreys", "weighted-ranknet", "pairwise-logistic", "hinge",
 )  # fmt: skip
-RANKING: dict[str, Piece] = {
+PLAIN: dict[str, Piece] = {
     **{name: ({"objective": name}, {}) for name in OBJECTIVES},
-    "kl, bd-kd": ({}, {"sample_weight": "bd-kd"}),
-    "kl, taid": ({}, {"target": "taid"}),
-    "kl, truncate:5": ({}, {"target": "truncate:5"}),
-    "kl, confidence": ({}, {"sample_weight": "confidence"}),
-    "kl, ddk by length": ({}, {"domains": "length"}),
-    "kl, agreement filter": ({}, {"keep": "agreement"}),
     **{
         f"{name}, raw scores": ({"objective": name, "target_transform": "none"}, {})
         for name in ("kl", "plackett-luce", "margin-mse", "pointwise-mse")
     },
     "kl, ranks as scores": ({"target_transform": "rank"}, {}),
     "plackett-luce, order only": ({"objective": "plackett-luce", "target_transform": "none"}, {"order": True}),
+}
+AROUND: dict[str, Piece] = {
+    "kl, bd-kd": ({}, {"sample_weight": "bd-kd"}),
+    "kl, taid": ({}, {"target": "taid"}),
+    "kl, truncate:5": ({}, {"target": "truncate:5"}),
+    "kl, confidence": ({}, {"sample_weight": "confidence"}),
+    "kl, ddk by length": ({}, {"domains": "length"}),
+    "kl, agreement filter": ({}, {"keep": "agreement"}),
 }
 LABELS: dict[str, Piece] = {
     "kl, dual head": ({}, {"head": "dual"}),
@@ -49,13 +53,13 @@ ASKED: dict[str, Piece] = {
     for policy in ("random", "margin", "rad")
     for budget in (0.1, 0.25, 0.5)
 }
-COLLECTIONS: dict[str, dict[str, Piece]] = {
-    "scifact": {**RANKING, **LABELS, **ASKED},
-    "msmarco-dl19": {**RANKING, **ASKED},
+COLLECTIONS: dict[str, list[dict[str, Piece]]] = {
+    "scifact": [PLAIN, {**AROUND, **LABELS}, ASKED],
+    "msmarco-dl19": [PLAIN, AROUND, ASKED],
 }
 _CONFIG = {
     "objective": "kl", "target_transform": "standardise", "epochs": 8, "batch_lists": 16, "list_size": 16,
-    "held_out": 0.1, "learning_rate": 1e-3,
+    "held_out": 0.1, "learning_rate": 3e-3,
 }  # fmt: skip
 
 

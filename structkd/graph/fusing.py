@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from structkd.errors import UsageError
 from structkd.graph.data import GraphTask
-from structkd.objectives import ensembles
+from structkd.objectives import ensembles, targets
 
 Stack = Float[Tensor, "teachers nodes classes"]
 Logits = Float[Tensor, "nodes classes"]
@@ -25,10 +25,11 @@ def fuse(
 ) -> Logits:
     """One target from several teachers' logits of the observed nodes; a single teacher is returned as it is.
 
-    mean, median, z-mean, reciprocal-rank: fixed. confidence: teachers weighed per node, by the label where the node
-    trains, by their entropy elsewhere. router: a gate on the teachers' mean scores, trained on validation labels
-    (`ensembles.Router`). set-attention: an aggregator of embeddings of one width (without `embeddings`: of the
-    probabilities), and a classifier on it, trained on the training labels (`ensembles.SetAttention`).
+    mean, median, z-mean, reciprocal-rank (standardised): fixed. confidence: teachers weighed per node, by the label
+    where the node trains, by their entropy elsewhere. router: a gate on the teachers' mean scores, trained on
+    validation labels (`ensembles.Router`). set-attention: an aggregator of embeddings of one width (without
+    `embeddings`: of the probabilities), and a classifier on it, trained on the training labels
+    (`ensembles.SetAttention`).
 
     Raises:
         UsageError: an unknown rule, teachers of different shapes.
@@ -91,7 +92,8 @@ FUSE: MappingProxyType[str, Rule] = MappingProxyType(
         "mean": lambda seen, stack, _: ensembles.mean(stack),
         "median": lambda seen, stack, _: ensembles.median(stack),
         "z-mean": lambda seen, stack, _: ensembles.standardised_mean(stack),
-        "reciprocal-rank": lambda seen, stack, _: ensembles.reciprocal_rank(stack),
+        # 1 / 61 and 1 / 67 as logits are no preference at all: the same order, spread as z-scores
+        "reciprocal-rank": lambda seen, stack, _: targets.standardise(ensembles.reciprocal_rank(stack)),
         "confidence": _by_confidence,
         "router": _routed,
         "set-attention": _attended,

@@ -279,6 +279,7 @@ def test_several_teachers_become_one(task, teacher, rule, monkeypatch):
     if rule not in ("router", "set-attention"):  # a gate's first weights, and dropout, know the places
         torch.testing.assert_close(found, swapped, rtol=1e-3, atol=1e-3)
     assert found.isfinite().all()
+    assert float(found.softmax(1).max(1).values.mean()) > 0.45  # a target that prefers something; uniform is 1/3
     if rule in ("mean", "median", "confidence", "router"):
         torch.testing.assert_close(fuse(task.observed, [logits, logits], rule, 0), logits, rtol=1e-5, atol=1e-5)
 
