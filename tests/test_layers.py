@@ -56,6 +56,7 @@ INSIDE = {
         {"base", "draft", "opened"},
         {"blocks", "choice", "faiss_gpu", "flat", "lexical", "lucene"},
         {"recall"},  # is measured against flat
+        {"tuning"},
         {"ann", "milvus"},
         {"multivector"},  # its fast engine proposes with ann
         {"kinds"},

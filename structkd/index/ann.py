@@ -9,7 +9,7 @@ import importlib.metadata
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import faiss
@@ -24,28 +24,18 @@ from structkd.index.faiss_gpu import LARGEST_K, GpuCopy, copy_for
 from structkd.index.flat import FlatIndex
 from structkd.index.manifest import IndexManifest
 from structkd.index.opened import OpenedVectors
-from structkd.index.recall import recall_test
 from structkd.index.storage import Stored
 from structkd.index.topk import TopK, ranked
+from structkd.index.tuning import Tuned, tune
 from structkd.index.vectors import exact_scores
 
 _DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cu13")
 _FACTOR = {"faiss-flat": 1, "ivf-sq8": 1, "ivf-pq": 4, "hnsw": 1}  # candidates scored exactly, per document asked for
 _LINKS, _CONSTRUCTION = 32, 100  # HNSW: neighbours per node, list length while building
-_LARGEST_LIST = 1024
 _BLAS_FROM_QUERIES = 4  # below, faiss's own loop is faster than a matrix product
 _BLAS_THRESHOLD = 800  # queries x dimensions per thread from which the product pays (faiss waits until 128000)
-_BLOCK = 65536
+_BLOCK_BYTES = 1 << 25  # of vectors that are added at a time
 _QUERIES = 1024
-_FRUGAL_ROWS = 8192  # rows scored exactly at a time while an index larger than memory may be built
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What the build decided and measured."""
-
-    parameters: dict[str, Any]
-    recall: dict[str, Any]
 
 
 class FaissIndex(OpenedVectors):
@@ -65,23 +55,24 @@ class FaissIndex(OpenedVectors):
         return self._stored.vectors
 
     def _search(self, queries: Tensor, k: int) -> TopK:
-        fetch = min(len(self), k * self._factor)
-        step = max(1, min(_QUERIES, _FRUGAL_ROWS // fetch)) if self._stored.frugal else _QUERIES
-        starts = range(0, max(len(queries), 1), step)
-        parts = [self._search_block(queries[at : at + step], k) for at in starts]
+        starts = range(0, max(len(queries), 1), _QUERIES)
+        parts = [self._search_block(queries[at : at + _QUERIES], k) for at in starts]
         rows, scores, valid = (np.concatenate(part) for part in zip(*parts, strict=True))
         return TopK(rows, scores, valid, self.ids)
 
     def _search_block(self, queries: Tensor, k: int) -> tuple[NDArray, NDArray, NDArray]:
         fetch = min(len(self), k * self._factor)
-        candidates = torch.from_numpy(self._candidates(queries.numpy(), fetch))
-        scores = exact_scores(queries, self.vectors, candidates, self.metric)
-        self._stored.forget_scattered(candidates.numel())
-        return ranked(candidates, scores, self.ties, k)
+        rows, scores = self.candidates(queries, fetch)
+        return ranked(rows, scores, self.ties, k)
 
-    def _candidates(self, queries: NDArray[np.float32], fetch: int) -> NDArray[np.int64]:
-        """Rows that faiss proposes, -1 where it has none."""
-        return self.proposals(queries, fetch)[0]
+    def candidates(self, queries: Tensor, fetch: int) -> tuple[Tensor, Tensor]:
+        """Rows [queries, fetch] that faiss proposes, best first by its codes (-1 where it has none); exact scores."""
+        rows = torch.from_numpy(self.proposals(queries.numpy(), fetch)[0])
+        return rows, exact_scores(queries, self._stored.pick, rows, self.metric)
+
+    def search_prepared(self, queries: Tensor, k: int) -> TopK:
+        """`search` for vectors as they are stored: float32, finite, normalised under cosine."""
+        return self._search(queries, k)
 
     def proposals(self, queries: NDArray[np.float32], fetch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows [queries, fetch] that faiss proposes, -1 where it has none, and its own inexact scores (cosine, ip)."""
@@ -103,7 +94,7 @@ class FaissIndex(OpenedVectors):
             self._engine.hnsw.efSearch = int(parameters["ef_search"])
 
 
-def train(target: Draft, manifest: IndexManifest, recall: float, device: torch.device) -> Trained:
+def train(target: Draft, manifest: IndexManifest, recall: float, device: torch.device) -> Tuned:
     """Build the engine over stored vectors, write it, and choose the cheapest search that reaches the recall.
 
     Args:
@@ -117,7 +108,7 @@ def train(target: Draft, manifest: IndexManifest, recall: float, device: torch.d
     """
     start = manifest.parameters | make(target, manifest) | {"factor": _FACTOR[manifest.kind]}
     stored = target.stored(replace(manifest, parameters=start))
-    return _tune(FaissIndex(stored, "cpu"), FlatIndex(stored, device), start, recall)
+    return tune(FaissIndex(stored, "cpu"), FlatIndex(stored, device), start, recall, _lists(manifest.count))
 
 
 def make(target: Draft, manifest: IndexManifest) -> dict[str, Any]:
@@ -211,10 +202,12 @@ def _build(stored: Stored, manifest: IndexManifest) -> tuple[Any, dict[str, Any]
         engine = faiss.index_factory(dim, factory, metric)
         parameters = {"factory": factory, "nprobe": 1}
         _train_lists(engine, stored, lists, manifest)
-    for start in range(0, count, _BLOCK):
-        with blas_from_small_batches(_BLOCK):
-            engine.add(vectors[start : start + _BLOCK].numpy())
-        stored.forget(min(_BLOCK, count - start))
+    step = max(1, _BLOCK_BYTES // (4 * dim))
+    for start in range(0, count, step):
+        block = vectors[start : start + step].numpy()
+        with blas_from_small_batches(len(block)):
+            engine.add(block)
+        stored.forget(len(block))
     return engine, parameters
 
 
@@ -231,18 +224,7 @@ def _train_lists(engine: Any, stored: Stored, lists: int, manifest: IndexManifes
         clustering.seed = seed + 1
         clustering.min_points_per_centroid = 1  # small collections are allowed; faiss would print a warning
     with blas_from_small_batches(size):
-        engine.train(_rows(stored, chosen))
-
-
-def _rows(stored: Stored, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """A copy of some vectors (ascending rows), with bounded memory."""
-    out = np.empty((len(rows), stored.vectors.shape[1]), dtype=np.float32)
-    vectors, at = stored.vectors.numpy(), 0
-    for part in np.array_split(rows, 64):
-        out[at : at + len(part)] = vectors[part]
-        at += len(part)
-        stored.forget(len(vectors) // 64)
-    return out
+        engine.train(stored.pick(torch.from_numpy(chosen)).numpy())
 
 
 def _lists(count: int) -> int:
@@ -256,45 +238,3 @@ def _product_codes(dim: int, lists: int) -> str:
     groups = max(min(16, dim), -(-dim // 8))
     padded = -(-dim // groups) * groups
     return f"{'' if padded == dim else f'Pad{padded},'}IVF{lists},PQ{groups}x4fs"
-
-
-def _tune(index: FaissIndex, exact: FlatIndex, start: dict[str, Any], target: float) -> Trained:
-    """The cheapest search that reaches the recall, or the most thorough one when none does."""
-    test, count = recall_test(exact, int(start.get("seed", 0))), len(index)
-    if test.k == 0:
-        return Trained(start, test.says(1.0, target))
-    found: list[tuple[bool, float, float, dict[str, Any]]] = []
-    for ladder in _ladders(start, count):
-        for trial in ladder:
-            index.apply(trial)
-            value, error = test.of(index._search(test.queries, test.k + 1))
-            reached = value - error >= target  # one standard error, so that other queries are likely to have it too
-            found.append((reached, -_cost(trial, count) if reached else value, value, trial))
-            if reached:
-                break
-    _, _, value, best = max(found, key=lambda item: item[:2])
-    return Trained(best, test.says(value, target))
-
-
-def _ladders(start: dict[str, Any], count: int) -> Iterator[Iterator[dict[str, Any]]]:
-    """For each number of exactly scored candidates, ever more thorough searches."""
-    name = next((name for name in ("nprobe", "ef_search") if name in start), None)
-    factors = [start["factor"] * times for times in ((1,) if name != "nprobe" else (1, 2, 4, 8))]
-    for factor in factors:
-        if name is None:
-            yield iter([start | {"factor": factor}])
-            continue
-        end = _lists(count) if name == "nprobe" else _LARGEST_LIST
-        steps = [value for value in (2**power for power in range(31)) if start[name] <= value <= end]
-        yield ({**start, "factor": factor, name: value} for value in steps)
-
-
-def _cost(parameters: dict[str, Any], count: int) -> float:
-    """Microseconds per query, roughly (measured at 384 dimensions): codes read, and candidates fetched and scored.
-
-    A fixed model and not the clock, so that the same build makes the same choice on a busy machine.
-    """
-    read = parameters.get("nprobe", 0) / _lists(count) * count
-    per_code = 0.0045 if "PQ" in parameters["factory"] else 0.08
-    cost: float = read * per_code + parameters.get("ef_search", 0) + 10 * parameters["factor"]
-    return cost

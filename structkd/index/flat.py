@@ -19,7 +19,7 @@ from structkd.errors import DataError, DeviceError
 from structkd.index.opened import OpenedVectors
 from structkd.index.storage import Stored
 from structkd.index.topk import TopK, ranked
-from structkd.index.vectors import exact_scores, resolve_device, rounding_margin
+from structkd.index.vectors import exact_scores, picker, resolve_device, rounding_margin
 
 _TILE = {"cpu": 4096, "cuda": 65536}  # documents per product; on the CPU 256 x 4096 floats stay in the cache
 _QUERIES = {"cpu": 256, "cuda": 4096}
@@ -61,7 +61,7 @@ class FlatIndex(OpenedVectors):
 
     def stored_rows(self, rows: Int[Tensor, " list"]) -> Float[Tensor, "list dim"]:
         """Copies of some stored vectors."""
-        return self._stored.vectors[rows]
+        return self._stored.pick(rows)
 
     def search_prepared(self, queries: Float[Tensor, "queries dim"], k: int) -> TopK:
         """`search` for vectors as they are stored: float32, finite, normalised under cosine."""
@@ -76,9 +76,10 @@ class FlatIndex(OpenedVectors):
 
     def _search_block(self, queries: Tensor, k: int) -> tuple[NDArray, NDArray, NDArray]:
         self._check_range(queries)
+        pick = picker(self.vectors) if self.vectors.device.type == "cuda" else self._stored.pick
 
         def settle(rows: Tensor) -> tuple[Tensor, Tensor]:
-            scores = exact_scores(queries, self.vectors, rows, self.metric)
+            scores = exact_scores(queries, pick, rows, self.metric)
             best_rows, best_scores, _ = ranked(rows, scores, self.ties, k)
             return torch.from_numpy(best_rows).to(rows.device), torch.from_numpy(best_scores).to(rows.device)
 

@@ -29,7 +29,7 @@ from structkd.index.opened import OpenedVectors
 from structkd.index.recall import RecallTest, recall_test
 from structkd.index.storage import Stored
 from structkd.index.topk import NO_ROW, TopK, ranked
-from structkd.index.vectors import exact_scores, rounding_margin
+from structkd.index.vectors import exact_scores, picker, rounding_margin
 from structkd.progress import note
 
 TOKEN = "STRUCTKD_MILVUS_TOKEN"  # name of the environment variable; never stored
@@ -110,7 +110,7 @@ class MilvusIndex(OpenedVectors):
             places[query, : len(found)] = torch.arange(len(vectors), len(vectors) + len(found))
             vectors += [hit["entity"]["vector"] for hit in found]
         received = torch.tensor(np.asarray(vectors, dtype=np.float32).reshape(-1, self.dim))
-        return rows, exact_scores(queries, received, places, self.metric)
+        return rows, exact_scores(queries, picker(received), places, self.metric)
 
     def _settled(self, queries: Tensor, scores: Tensor, k: int) -> bool:
         """Whether in every list the last candidate lies so far below the k-th that none beyond it can tie with it."""

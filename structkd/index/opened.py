@@ -19,7 +19,7 @@ from structkd.index.names import StoredIds
 from structkd.index.neighbours import Symmetric, neighbour_graph
 from structkd.index.storage import Stored
 from structkd.index.topk import TopK, excluded_rows, search_without
-from structkd.index.vectors import Metric, Vectors, check_k, exact_scores, prepare_queries
+from structkd.index.vectors import Metric, Vectors, check_k, exact_scores, picker, prepare_queries
 
 _BLOCK = 65536
 
@@ -113,7 +113,8 @@ class OpenedVectors(OpenedIndex, ABC):
         parts = []
         for start in range(0, len(self), _BLOCK):
             block = self.block(start, min(len(self), start + _BLOCK))
-            parts.append(exact_scores(block, block, torch.arange(len(block)).unsqueeze(1), self.metric)[:, 0].numpy())
+            own = exact_scores(block, picker(block), torch.arange(len(block)).unsqueeze(1), self.metric)
+            parts.append(own[:, 0].numpy())
         return np.concatenate(parts)
 
 

@@ -8,12 +8,14 @@
 
 import json
 import mmap
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -22,9 +24,9 @@ from structkd.errors import CorruptFileError, DataError
 from structkd.files import inside
 from structkd.index.manifest import MANIFEST, IndexManifest, read_manifest
 from structkd.index.names import StoredIds
+from structkd.index.vectors import picker
 
-_FORGET_BYTES = 1 << 30
-_AROUND = 1 << 16
+_FORGET_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,22 @@ class Stored:
         mapped, shape, start = self._mapped
         return torch.frombuffer(mapped, dtype=torch.float32, count=shape[0] * shape[1], offset=start).view(*shape)
 
+    def pick(self, rows: Int[Tensor, " list"]) -> Float[Tensor, "list dim"]:
+        """Copies of some vectors.
+
+        While an index is built they are read, not mapped: the system maps up to two megabytes around a page that is
+        asked for, so that ten thousand rows here and there would count as twenty gigabytes.
+        """
+        if not self.frugal:
+            return picker(self.vectors)(rows)
+        _, (_, dim), first = self._mapped
+        out, width = torch.empty(len(rows), dim), dim * 4
+        buffer = memoryview(out.numpy()).cast("B")
+        with self.path("vectors").open("rb", buffering=0) as handle:
+            for place, row in enumerate(rows.tolist()):
+                os.preadv(handle.fileno(), [buffer[place * width : (place + 1) * width]], first + row * width)
+        return out
+
     @cached_property
     def _mapped(self) -> tuple[mmap.mmap, list[int], int]:
         """The vector file mapped (private, so that torch gets a writable buffer; nothing writes), shape, first byte."""
@@ -79,15 +97,11 @@ class Stored:
         return mapped, shape, 8 + length
 
     def forget(self, rows: int) -> None:
-        """While an index is built: give mapped pages back after every gigabyte read, so that memory stays bounded."""
+        """While an index is built: give mapped pages back after every 256 megabytes read, to bound memory."""
         self._read[0] += rows * (self.manifest.dim or 0) * 4
         if self.frugal and self._read[0] > _FORGET_BYTES:
             self._mapped[0].madvise(mmap.MADV_DONTNEED)
             self._read[0] = 0
-
-    def forget_scattered(self, rows: int) -> None:
-        """`forget` after reading single rows here and there: the system maps up to 64 kilobytes around each."""
-        self.forget(rows * max(1, _AROUND // ((self.manifest.dim or 1) * 4)))
 
     @cached_property
     def _read(self) -> list[int]:

@@ -273,3 +273,43 @@ def test_pages_given_back_while_building_change_nothing(tmp_path: Path, monkeypa
     frugal = index.build(vectors, kind="ivf-pq", recall=0.8)
     assert sum(given_back) > 3000
     np.testing.assert_array_equal(plain.search(vectors[:50], 10).rows, frugal.search(vectors[:50], 10).rows)
+
+
+BOUNDED = """
+import sys, threading, time
+import numpy as np, torch
+from structkd import index
+from structkd.index import ann, storage
+torch.set_num_threads(1)
+storage._FORGET_BYTES, ann._BLOCK_BYTES = 1 << 21, 1 << 20
+
+def mapped():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith("RssFile")).split()[1]) << 10
+
+def build(count):
+    blocks = (np.random.default_rng(n).standard_normal((1000, 256), np.float32) for n in range(count // 1000))
+    index.build(blocks, kind="ivf-pq", recall=0.05, out=sys.argv[1])
+
+build(1000)  # libraries are loaded
+least, most, ended = mapped(), [0], threading.Event()
+
+def watch():
+    while not ended.wait(0.005):
+        most[0] = max(most[0], mapped())
+
+thread = threading.Thread(target=watch)
+thread.start()
+build(20_000)
+ended.set()
+thread.join()
+print(most[0] - least)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's process status")
+def test_a_build_keeps_little_of_the_vectors_mapped(tmp_path: Path) -> None:
+    """20 MB of vectors are read again and again, in order and here and there; pages are given back every 2 MB."""
+    done = subprocess.run([sys.executable, "-c", BOUNDED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 10 << 20
