@@ -32,7 +32,8 @@ class Ids:
             raise DataError(f"{what} {twice!r} occurs twice; ids must be distinct. Remove or rename one of the two.")
         for string in self._strings:
             if not isinstance(string, str) or not string:
-                raise DataError(f"{what} {string!r} at row {self._row[string]}: expected a non-empty string.")
+                row = self._row[string]
+                raise DataError(f"{what} {string!r} at row {row}: expected a non-empty string. Write str(...).")
 
     def __len__(self) -> int:
         return len(self._strings)

@@ -103,9 +103,16 @@ def read_run(path: str | Path, *, by_rank: bool = False) -> Run:
 
 
 def write_run(path: str | Path, run: Run, tag: str = "structkd") -> None:
-    """Write six TREC columns atomically, ranks from 1, in the order of the run; scores keep float64 digits."""
+    """Write six TREC columns atomically, ranks from 1, in the order of the run; scores keep float64 digits.
+
+    Raises:
+        DataError: an id holds white space, which separates the columns.
+    """
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
         for query, (documents, scores) in run.lists.items():
+            for name, what in ((query, "query"), *((document, "document") for document in documents)):
+                if len(name.split()) != 1:
+                    raise DataError(f"{path}: {what} id {name!r} holds white space, which separates a run's columns.")
             for rank, (document, score) in enumerate(zip(documents, scores, strict=True), start=1):
                 handle.write(f"{query} Q0 {document} {rank} {float(score)!r} {tag}\n")
 

@@ -180,6 +180,16 @@ def test_run_round_trip_and_tie_rule(tmp_path: Path) -> None:
     assert [(row.query_id, row.doc_id) for row in parsed] == list(zip(queries, documents, strict=True))
 
 
+def test_ids_that_a_run_cannot_hold_are_refused(tmp_path: Path) -> None:
+    for lists, message in (
+        ({"q": (["a b"], np.ones(1))}, r"r: document id 'a b' holds white space"),
+        ({"q\t1": (["a"], np.ones(1))}, r"r: query id 'q\\t1' holds white space"),
+    ):
+        with pytest.raises(errors.DataError, match=message):
+            trec.write_run(tmp_path / "r", trec.Run(lists))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_run_reader_takes_four_columns_gzip_bom_crlf_and_ranks(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "r.gz", "wb") as handle:
         handle.write("\ufeffq\td1\t2\t0.5\r\nq\td2\t1\t0.5\r\n\r\n".encode())

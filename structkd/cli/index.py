@@ -17,6 +17,7 @@ from structkd.index.kinds import TEXT_KINDS
 from structkd.index.manifest import IndexManifest
 from structkd.index.neighbours import write_graph, write_labelled_graph
 from structkd.index.storage import open_stored
+from structkd.index.vectors import check_k
 from structkd.progress import note
 from structkd.ranking.datasets import load
 from structkd.trec import Run, read_lines, read_run, write_run
@@ -188,6 +189,8 @@ def fuse(
     k
         Length of the fused lists; whatever the runs give when absent.
     """
+    if k is not None:
+        check_k(k)
     read = [read_run(path) for path in runs]
     if by == "rank":
         fused = fusion.reciprocal_rank(read, constant=constant, weights=weights, depth=depth)

@@ -35,7 +35,7 @@ def reciprocal_rank(
         depth: how many documents of each list count; all when None.
 
     Raises:
-        UsageError: no runs, a weight or the constant out of range, or not one weight per run.
+        UsageError: no runs, a weight, the constant or the depth out of range, or not one weight per run.
     """
     factors = _weights(runs, weights)
     if not (np.isfinite(constant) and constant >= 0):
@@ -64,7 +64,7 @@ def weighted(
         depth: how many documents of each list count; all when None.
 
     Raises:
-        UsageError: no runs, an unknown normalisation, or not one weight per run.
+        UsageError: no runs, an unknown normalisation, a depth below 1, or not one weight per run.
         DataError: a score is not finite.
     """
     factors = _weights(runs, weights)
@@ -110,6 +110,8 @@ def _weights(runs: Sequence[Run], weights: Sequence[float] | None) -> list[float
 
 def _fused(runs: Sequence[Run], depth: int | None, value: Value, absent: str = "zero") -> Run:
     """Add up what each run gives to each document of a query; queries in order of appearance."""
+    if depth is not None and depth < 1:
+        raise UsageError(f"depth is {depth}; expected a whole number of at least 1.")
     lists = {}
     for query in dict.fromkeys(query for run in runs for query in run.lists):
         total: dict[str, float] = {}

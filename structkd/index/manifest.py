@@ -1,16 +1,20 @@
-"""index.json: what an index is, how it was built, and path, size and checksum of each of its files."""
+"""index.json: what an index is, how it was built, and path, size and checksum of each of its files, and its own."""
 
+import hashlib
 import importlib.metadata
+import json
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from structkd.errors import CorruptFileError, DataError
-from structkd.files import inside, read_json, sha256_file, write_json
+from structkd.files import inside, read_json, sha256_file, write_text
 
 FORMAT = "structkd-index"
-VERSION = 1
+VERSION = 2
 MANIFEST = "index.json"
+_UNSEALED = "0" * 64  # what stands where the checksum goes while it is computed
 _PACKAGES = ("structkd", "torch", "numpy", "faiss-cpu", "faiss-gpu-cu12", "bm25s", "pyserini", "pymilvus")
 
 
@@ -79,17 +83,20 @@ def write_manifest(folder: Path, manifest: IndexManifest) -> None:
     """Write index.json atomically: from then on the folder holds this index."""
     body = {item.name: getattr(manifest, item.name) for item in fields(manifest)}
     body["files"] = [vars(file) for file in manifest.files]
-    write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION} | body)
+    body = {"format": FORMAT, "version": VERSION, "sha256": _UNSEALED} | body
+    write_text(folder / MANIFEST, seal(json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
 
 
 def read_manifest(folder: Path) -> IndexManifest:
     """Read index.json.
 
     Raises:
-        DataError: another tool's, or another format version.
-        CorruptFileError: cut or incomplete.
+        DataError: no index there, another tool's, or another format version.
+        CorruptFileError: cut, or a byte differs from what was written.
     """
     path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{folder}: no {MANIFEST} there; expected a folder written by `structkd index build`.")
     body = read_json(path)
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise DataError(f"{path}: found format {_name(body)!r}, expected {FORMAT!r}. Is this another tool's index?")
@@ -98,6 +105,8 @@ def read_manifest(folder: Path) -> IndexManifest:
             f"{path}: found format version {body.get('version')!r}, expected {VERSION}. "
             "Build the index again with this version of structkd."
         )
+    if not _whole(path):
+        raise CorruptFileError(f"{path}: differs from its own checksum. Copy the index again, or build it again.")
     known = {item.name for item in fields(IndexManifest)}
     try:
         values = {name: value for name, value in body.items() if name in known}
@@ -137,11 +146,16 @@ def verify(folder: str | Path) -> Report:
     """Read every byte of an index and compare it with the manifest.
 
     Raises:
-        DataError: no index there, or its manifest cannot be read.
+        DataError: no index there, or one of another tool or format version.
     """
     path = Path(folder)
     problems = []
-    manifest = read_manifest(path)
+    try:
+        manifest = read_manifest(path)
+    except DataError as error:
+        if not (path / MANIFEST).is_file() or (not isinstance(error, CorruptFileError) and _whole(path / MANIFEST)):
+            raise
+        return Report(1, ((MANIFEST, str(error)),))
     for file in manifest.files:
         found = inside(path, file.path)
         if not found.is_file():
@@ -151,6 +165,18 @@ def verify(folder: str | Path) -> Report:
         elif sha256_file(found) != file.sha256:
             problems.append((file.path, "bytes differ from the checksum in the manifest"))
     return Report(len(manifest.files) + 1, tuple(problems))
+
+
+def seal(text: str) -> str:
+    """The text of a manifest with its checksum in the place that was kept for it."""
+    return text.replace(_UNSEALED, hashlib.sha256(text.encode()).hexdigest(), 1)
+
+
+def _whole(path: Path) -> bool:
+    """Whether a manifest is, byte by byte, what was sealed."""
+    text = path.read_text(encoding="utf-8")
+    sealed = re.search(r'"sha256": "([0-9a-f]{64})"', text)
+    return sealed is not None and seal(text.replace(sealed[1], _UNSEALED, 1)) == text
 
 
 def _name(body: object) -> object:

@@ -142,8 +142,6 @@ def open_stored(folder: str | Path, expect_encoder: str | None = None) -> Stored
         CorruptFileError: a file is missing or has another size.
     """
     path = Path(folder)
-    if not (path / MANIFEST).is_file():
-        raise DataError(f"{path}: no {MANIFEST} there; expected a folder written by `structkd index build`.")
     manifest = read_manifest(path)
     for file in manifest.files:
         found = inside(path, file.path)

@@ -71,27 +71,28 @@ def prepare(block: Tensor, metric: Metric, names: Callable[[int], str], what: st
         what: "document" or "query".
 
     Raises:
-        DataError: a row holds not-a-number or infinity, is zero under cosine, or overflows float32.
+        DataError: a row holds not-a-number or infinity, is zero under cosine, or overflows float32 under ip and l2.
     """
-    values = block.to(torch.float32)
-    bad = ~torch.isfinite(values).all(dim=1)
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0])
-        raise DataError(
-            f"{what} {names(first)}: the vector holds a value that is not finite ({int(bad.sum())} such rows). "
-            "Encode it again or remove it."
-        )
+
+    def refuse(rows: Tensor, why: str, remedy: str) -> None:
+        if bool(rows.any()):
+            first = int(rows.nonzero()[0])
+            raise DataError(f"{what} {names(first)}: the vector {why} ({int(rows.sum())} such rows). {remedy}")
+
+    refuse(~torch.isfinite(block).all(dim=1), "holds a value that is not finite", "Encode it again or remove it.")
     if metric != "cosine":
-        return values.contiguous()
-    wide = block.to(torch.float64)
-    norms = wide.norm(dim=1, keepdim=True)
-    zero = norms[:, 0] == 0
-    if bool(zero.any()):
-        first = int(zero.nonzero()[0])
-        raise DataError(
-            f"{what} {names(first)}: the vector is zero, and cosine has no value there ({int(zero.sum())} such rows). "
-            "Remove it or use the metric 'ip'."
+        values = block.to(torch.float32).contiguous()
+        refuse(
+            ~torch.isfinite(values).all(dim=1),
+            "holds a value beyond float32's 3.4e38",
+            "Scale the vectors or use the metric 'cosine'.",
         )
+        return values
+    wide = block.to(torch.float64)
+    if block.dtype == torch.float64:  # squares of float32 values fit in float64, those of float64 values may not
+        wide = wide / wide.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    norms = wide.norm(dim=1, keepdim=True)
+    refuse(norms[:, 0] == 0, "is zero, and cosine has no value there", "Remove it or use the metric 'ip'.")
     normalised: Tensor = (wide / norms).to(torch.float32).contiguous()
     return normalised
 
@@ -152,7 +153,7 @@ def exact_scores(queries: Tensor, pick: Pick, rows: Tensor, metric: Metric) -> T
         chosen = pick(picked.reshape(-1)).to(queries.device).double().view(*picked.shape, -1)
         query = queries[part].double().unsqueeze(1)
         if metric == "l2":
-            out[part] = chosen.sub_(query).square_().sum(dim=-1).neg_().float()
+            out[part] = (0.0 - chosen.sub_(query).square_().sum(dim=-1)).float()  # 0 and not -0 at distance 0
         else:
             out[part] = chosen.mul_(query).sum(dim=-1).float()
     return out.masked_fill_(rows < 0, -torch.inf)

@@ -138,4 +138,4 @@ def test_another_version(built: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     (built / "index.json").write_text(json.dumps(body | {"version": 99}))
     capsys.readouterr()
     assert run(["index", "show", str(built)]) == 1
-    assert "found format version 99, expected 1. Build the index again" in capsys.readouterr().err
+    assert "found format version 99, expected 2. Build the index again" in capsys.readouterr().err

@@ -144,6 +144,8 @@ def test_verify_says_which_file_is_bad(vectors: Path, tmp_path: Path, capsys: py
         (["build", "--vectors", "{}/v.npy", "--kind", "bm25", "--out", "{}/i"], 2, "is unknown for vectors"),
         (["build", "--vectors", "{}/none.npy", "--out", "{}/i"], 1, "none.npy: no such file"),
         (["show", "{}/set"], 1, "no index.json there"),
+        (["verify", "{}/set"], 1, "no index.json there"),
+        (["fuse", "{}/r", "--k", "0", "--out", "{}/f"], 2, "k is 0; expected a whole number of at least 1"),
         (["search", "{}/set", "--out", "{}/r"], 2, "give either --collection"),
         (["search", "{}/set", "--queries", "{}/v.npy", "--out", "{}/r"], 1, "no index.json there"),
     ],

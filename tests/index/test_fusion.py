@@ -93,3 +93,9 @@ def test_bad_calls() -> None:
     endless = Run({"q": (["a"], np.asarray([np.inf]))})
     with pytest.raises(DataError, match="run 2: a score is not finite"):
         weighted([ONE, endless])
+
+
+def test_a_depth_below_one_is_refused() -> None:
+    for fuse in (reciprocal_rank, weighted):
+        with pytest.raises(UsageError, match="depth is 0; expected a whole number of at least 1"):
+            fuse([Run({"q": (["a"], np.ones(1))})], depth=0)

@@ -16,6 +16,7 @@ from structkd.errors import CorruptFileError, DataError, UsageError
 from structkd.ids import Ids, Texts
 from structkd.index import storage
 from structkd.index.flat import FlatIndex
+from structkd.index.manifest import seal
 
 VECTORS = np.random.default_rng(0).standard_normal((200, 12), np.float32)
 
@@ -27,8 +28,9 @@ def built(tmp_path: Path) -> Path:
 
 
 def change(folder: Path, **values: Any) -> None:
+    """Another manifest that is whole in itself."""
     path = folder / "index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    path.write_text(seal(json.dumps(json.loads(path.read_text()) | values | {"sha256": "0" * 64})))
 
 
 @pytest.mark.parametrize("kind", ["flat", "faiss-flat", "ivf-sq8", "ivf-pq", "hnsw"])
@@ -67,6 +69,21 @@ def test_every_flipped_byte_is_found(built: Path, stem: str) -> None:
     assert index.verify(built).files == 3
 
 
+@pytest.mark.parametrize("kind", ["flat", "ivf-pq"])
+def test_every_flipped_byte_of_the_manifest_is_found(kind: str, tmp_path: Path) -> None:
+    index.build(VECTORS, kind=kind, out=tmp_path)
+    path = tmp_path / "index.json"
+    good = path.read_bytes()
+    for place in range(len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ (1 << place % 8)]) + good[place + 1 :])
+        report = index.verify(tmp_path)
+        assert [name for name, _ in report.problems] == ["index.json"], (place, good[place : place + 20])
+        with pytest.raises(DataError):
+            index.open(tmp_path)
+    path.write_bytes(good)
+    assert index.verify(tmp_path).ok
+
+
 def test_a_cut_or_missing_file_is_refused_at_once(built: Path) -> None:
     path = next(built.glob("vectors-*"))
     path.write_bytes(path.read_bytes()[:-10])
@@ -91,7 +108,7 @@ def test_a_broken_header_is_one_clear_error(built: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"version": 2}, DataError, "found format version 2, expected 1. Build the index again"),
+        ({"version": 1}, DataError, "found format version 1, expected 2. Build the index again"),
         ({"format": "other"}, DataError, "found format 'other', expected 'structkd-index'"),
         ({"kind": "kd-tree"}, DataError, "found kind 'kd-tree', expected one of flat"),
         ({"files": [{"path": "../x"}]}, CorruptFileError, "the manifest is incomplete"),
@@ -159,7 +176,7 @@ def blocks():
         if stop == "vectors" and n == 3: hang()
         yield np.random.default_rng(n).standard_normal((1000, 12))
 if stop == "ids": draft.Draft.ids = hang
-if stop == "commit": manifest.write_json = hang
+if stop == "commit": manifest.write_text = hang
 index.build(blocks(), kind="flat", out=sys.argv[1])
 """
 
