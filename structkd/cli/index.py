@@ -48,6 +48,8 @@ def build(
     encoder: str | None = None,
     address: str | None = None,
     milvus_index: str = "FLAT",
+    queries: Path | None = None,
+    query_ids: Path | None = None,
     device: Device = "auto",
     common: Common = Common(),
 ) -> Output:
@@ -82,6 +84,12 @@ def build(
         milvus: a server, such as http://host:19530 (its token in STRUCTKD_MILVUS_TOKEN). Without: embedded in INDEX.
     milvus_index
         milvus: FLAT (exact), IVF_FLAT, IVF_SQ8, HNSW, DISKANN or AUTOINDEX.
+    queries
+        Query vectors like those that will be asked (a .npy file), to measure recall with. Without: indexed vectors,
+        which flatter when real queries lie elsewhere.
+    query_ids
+        For multi-vector: one id per query vector, repeated for the vectors of one query. When absent: the .txt file
+        beside the vectors.
     """
     if (collection is None) == (vectors is None):
         raise UsageError("give either --collection (texts) or --vectors (a .npy file).")
@@ -91,7 +99,20 @@ def build(
     else:
         numbers, names = _vectors(vectors or Path(), ids)
         if kind == "multi-vector":
-            return _build_multi(numbers, names, metric, out, device, encoder, recall, common)
+            asked = None if queries is None else _grouped(*_vectors(queries, query_ids))[0]
+            documents, ids_of = _grouped(numbers, names)
+            index.build_multi(
+                documents,
+                ids_of,
+                metric=metric,
+                out=out,
+                device=device,
+                encoder=encoder,
+                recall=recall,
+                seed=common.seed,
+                queries=asked,
+            )
+            return show(out, common=common)
         built = index.build(
             numbers,
             names,
@@ -105,6 +126,7 @@ def build(
             seed=common.seed,
             address=address,
             milvus_index=milvus_index,
+            queries=None if queries is None else read_npy(queries),
         )
     note(f"index: {built.kind}, {len(built):,} documents in {time.perf_counter() - began:.1f} s")
     return show(out, common=common)
@@ -355,20 +377,3 @@ def _grouped(vectors: np.ndarray, names: list[str] | None) -> tuple[list[np.ndar
     starts = [row for row in range(len(names)) if row == 0 or names[row] != names[row - 1]]
     ends = [*starts[1:], len(names)]
     return [vectors[a:b] for a, b in zip(starts, ends, strict=True)], [names[row] for row in starts]
-
-
-def _build_multi(
-    vectors: np.ndarray,
-    names: list[str] | None,
-    metric: str,
-    out: Path,
-    device: str,
-    encoder: str | None,
-    recall: float | None,
-    common: Common,
-) -> Output:
-    documents, ids = _grouped(vectors, names)
-    index.build_multi(
-        documents, ids, metric=metric, out=out, device=device, encoder=encoder, recall=recall, seed=common.seed
-    )
-    return show(out, common=common)

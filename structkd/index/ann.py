@@ -24,6 +24,7 @@ from structkd.index.faiss_gpu import LARGEST_K, GpuCopy, copy_for
 from structkd.index.flat import FlatIndex
 from structkd.index.manifest import IndexManifest
 from structkd.index.opened import OpenedVectors
+from structkd.index.recall import recall_test
 from structkd.index.storage import Stored
 from structkd.index.topk import TopK, ranked
 from structkd.index.tuning import Tuned, tune
@@ -94,21 +95,25 @@ class FaissIndex(OpenedVectors):
             self._engine.hnsw.efSearch = int(parameters["ef_search"])
 
 
-def train(target: Draft, manifest: IndexManifest, recall: float, device: torch.device) -> Tuned:
+def train(
+    target: Draft, manifest: IndexManifest, recall: float, device: torch.device, queries: Tensor | None = None
+) -> Tuned:
     """Build the engine over stored vectors, write it, and choose the cheapest search that reaches the recall.
 
     Args:
         target: where to write; its vectors and ids are already there.
         manifest: kind, metric, dimension, count.
-        recall: recall@10 to reach, measured on a sample of the indexed vectors against exact search.
+        recall: recall@10 to reach, measured against exact search.
         device: for the exact search.
+        queries: prepared queries to measure recall with; None: a sample of the indexed vectors.
 
     Raises:
         DataError: too few vectors for the kind.
     """
     start = manifest.parameters | make(target, manifest) | {"factor": _FACTOR[manifest.kind]}
     stored = target.stored(replace(manifest, parameters=start))
-    return tune(FaissIndex(stored, "cpu"), FlatIndex(stored, device), start, recall, _lists(manifest.count))
+    test = recall_test(FlatIndex(stored, device), int(manifest.parameters["seed"]), queries)
+    return tune(FaissIndex(stored, "cpu"), test, start, recall, _lists(manifest.count))
 
 
 def make(target: Draft, manifest: IndexManifest) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Draft:
         self.folder = folder
         self.tag = uuid.uuid4().hex[:12]
         self._names: list[str] = []
-        self._unlisted: list[str] = []
+        self._engine_folders: list[str] = []
 
     @contextmanager
     def file(self, stem: str, suffix: str) -> Iterator[Path]:
@@ -63,9 +63,9 @@ class Draft:
         self._names += [f"{place.name}/{path.relative_to(temporary)}" for path in written]
 
     def engine_folder(self, stem: str) -> Path:
-        """A folder that an engine writes to whenever it is open: kept with the index, not among its checked files."""
-        self._unlisted.append(f"{stem}-{self.tag}")
-        return self.folder / self._unlisted[-1]
+        """A folder for an engine that names its files itself; they belong to the index as they are at the commit."""
+        self._engine_folders.append(f"{stem}-{self.tag}")
+        return self.folder / self._engine_folders[-1]
 
     def drop(self, stem: str) -> None:
         """Remove a file that was only needed while building."""
@@ -100,10 +100,13 @@ class Draft:
     def commit(self, manifest: IndexManifest) -> IndexManifest:
         """Write the manifest last, then remove what no longer belongs to the index."""
         paths = {name: self.folder / name for name in self._names}
+        for folder in self._engine_folders:
+            written = sorted(path for path in (self.folder / folder).rglob("*") if path.is_file())
+            paths |= {str(path.relative_to(self.folder)): path for path in written if path.stat().st_size}  # no locks
         files = tuple(StoredFile(name, path.stat().st_size, sha256_file(path)) for name, path in paths.items())
         complete = replace(manifest, files=files, built=package_versions())
         write_manifest(self.folder, complete)
-        kept = {name.split("/")[0] for name in [*self._names, *self._unlisted]}
+        kept = {name.split("/")[0] for name in paths}
         _remove_others(self.folder, keep={MANIFEST} | kept)
         return complete
 

@@ -24,7 +24,7 @@ from structkd.index.flat import FlatIndex
 from structkd.index.manifest import IndexManifest, earlier
 from structkd.index.multivector import MultiVectorIndex
 from structkd.index.storage import Stored, open_stored
-from structkd.index.vectors import Metric, Vectors, as_tensor, resolve_device
+from structkd.index.vectors import Metric, Vectors, as_tensor, prepare_queries, resolve_device
 from structkd.progress import note
 
 DEFAULT_RECALL = 0.95
@@ -46,6 +46,7 @@ def build(
     seed: int = 0,
     address: str | None = None,
     milvus_index: str = "FLAT",
+    queries: Vectors | None = None,
 ) -> VectorIndex:
     """Build an index of vectors and open it.
 
@@ -62,11 +63,13 @@ def build(
         recall: recall@10 that an approximate kind should reach (None: 0.95); what it reaches is in `manifest.recall`.
         memory: gigabytes for searching, looked at by "auto".
         encoder: fingerprint of the encoder, compared by `open(expect_encoder=...)`.
-        seed: of the training sample.
+        seed: of the training sample and of the queries that recall is measured with.
         address: for "milvus", of a server (http://host:19530; a token comes from the environment variable
             STRUCTKD_MILVUS_TOKEN); None: Milvus Lite in the index folder.
         milvus_index: for "milvus", which index Milvus builds: FLAT (exact), IVF_FLAT, IVF_SQ8, HNSW, DISKANN or
             AUTOINDEX.
+        queries: [queries, dim] like those that will be asked, to measure recall with; None: a sample of `vectors`,
+            which flatters when real queries lie elsewhere.
 
     Raises:
         DataError: no vectors, wrong shape, a value that is not finite, a zero vector under cosine (named by id), ids
@@ -85,6 +88,7 @@ def build(
         count, dim, largest = write_vectors(target, blocks(vectors), metric, names)
         corpus = target.ids(names, count)
         chosen, reason = choose(options, count, dim, target_device) if kind == "auto" else (kind, None)
+        asked = None if queries is None else _asked([queries], metric, dim)[0]
         manifest = IndexManifest(
             kind=chosen,
             metric=metric,
@@ -98,11 +102,11 @@ def build(
         )
         if chosen in FAISS_KINDS:
             ann = _opener(chosen)
-            trained = ann.train(target, manifest, recall=recall or DEFAULT_RECALL, device=target_device)
+            trained = ann.train(target, manifest, recall or DEFAULT_RECALL, target_device, asked)
             manifest = replace(manifest, parameters=manifest.parameters | trained.parameters, recall=trained.recall)
         before = earlier(folder)
         if chosen == "milvus":
-            manifest = _opener(chosen).write(target, manifest, address, milvus_index, recall or DEFAULT_RECALL)
+            manifest = _opener(chosen).write(target, manifest, address, milvus_index, recall or DEFAULT_RECALL, asked)
         target.commit(replace(manifest, build_seconds=round(time.perf_counter() - began, 3)))
         if reason:
             note(f"index: {chosen} chosen: {reason}")
@@ -124,6 +128,7 @@ def build_multi(
     encoder: str | None = None,
     recall: float | None = None,
     seed: int = 0,
+    queries: Sequence[Vectors] | None = None,
 ) -> MultiVectorIndex:
     """Build an index of documents of many vectors each (late interaction) and open it; MaxSim search.
 
@@ -136,7 +141,8 @@ def build_multi(
         encoder: fingerprint of the encoder, compared by `open(expect_encoder=...)`.
         recall: recall@10 that is enough; below 1, and from 20,000 vectors on, a token index proposes what is scored.
             None: every document is scored.
-        seed: of the training sample and of the documents that recall is measured with.
+        seed: of the training sample and of the queries that recall is measured with.
+        queries: each [vectors, dim], like those that will be asked, to measure recall with; None: made from documents.
 
     Raises:
         DataError: no documents, one without vectors, values that are not finite, ids that repeat or do not fit.
@@ -172,7 +178,8 @@ def build_multi(
             parameters={"largest_norm": largest, "vectors": rows, "seed": seed},
         )
         if recall is not None and recall < 1 and rows >= FAST_FROM:
-            manifest = _with_tokens(target, manifest, recall)
+            asked = None if queries is None else _asked(queries, metric, dim)
+            manifest = _with_tokens(target, manifest, recall, asked)
         target.commit(replace(manifest, build_seconds=round(time.perf_counter() - began, 3)))
         index = cast(MultiVectorIndex, open(folder, device))
         if owner is not None:
@@ -180,12 +187,22 @@ def build_multi(
         return index
 
 
-def _with_tokens(target: Draft, manifest: IndexManifest, recall: float) -> IndexManifest:
+def _asked(queries: Sequence[Vectors], metric: Metric, dim: int) -> list[Tensor]:
+    """Queries that recall is measured with, checked and prepared; DataError when there are none."""
+    prepared = [prepare_queries(query, metric, dim) for query in queries]
+    if not sum(map(len, prepared)):
+        raise DataError("queries: found none to measure recall with. Give at least one, or leave them out.")
+    return prepared
+
+
+def _with_tokens(
+    target: Draft, manifest: IndexManifest, recall: float, queries: Sequence[Tensor] | None
+) -> IndexManifest:
     """The manifest after a token index was built over all vectors and its search was chosen."""
     ann = _opener("ivf-pq")
     made = ann.make(target, multivector.token_manifest(manifest))
     stored = target.stored(replace(manifest, parameters=manifest.parameters | made))
-    return multivector.tune(stored, _tokens(stored, "cpu"), recall)
+    return multivector.tune(stored, _tokens(stored, "cpu"), recall, queries)
 
 
 def _tokens(stored: Stored, device: str) -> multivector.TokenIndex:

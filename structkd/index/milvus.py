@@ -135,11 +135,16 @@ class MilvusIndex(OpenedVectors):
     def search_with(self, thorough: dict[str, int], test: RecallTest) -> tuple[float, float]:
         """Recall and its standard error when Milvus searches with these values."""
         self._thorough = thorough
-        return test.of(self._search(test.queries, test.k + 1))
+        return test.of(self._search(test.queries, test.places))
 
 
 def write(
-    target: Draft, manifest: IndexManifest, address: str | None, milvus_index: str, recall: float
+    target: Draft,
+    manifest: IndexManifest,
+    address: str | None,
+    milvus_index: str,
+    recall: float,
+    queries: Tensor | None = None,
 ) -> IndexManifest:
     """Move the stored vectors into a new collection, choose how thoroughly to search; the manifest with both.
 
@@ -149,6 +154,7 @@ def write(
         address: of a server, such as http://host:19530; None: Milvus Lite in the folder.
         milvus_index: a key of MILVUS_INDEXES.
         recall: recall@10 to reach where the Milvus index is approximate.
+        queries: prepared queries to measure recall with; None: a sample of the indexed vectors.
 
     Raises:
         DataError: no server answers, or it refuses.
@@ -167,7 +173,7 @@ def write(
         with _errors(target.folder, parameters):
             _fill(client, stored, built_with)
         if milvus_index != "FLAT":
-            complete = _tuned(stored, recall)
+            complete = _tuned(stored, recall, queries)
     finally:
         client.close()
     target.drop("vectors")
@@ -210,11 +216,12 @@ def _fill(client: MilvusClient, stored: Stored, built_with: dict[str, int]) -> N
     client.flush(name)
 
 
-def _tuned(stored: Stored, target: float) -> IndexManifest:
+def _tuned(stored: Stored, target: float, queries: Tensor | None) -> IndexManifest:
     """The least thorough search that reaches the recall, or the most thorough one."""
     manifest = stored.manifest
     _, name, start, end = MILVUS_INDEXES[manifest.parameters["milvus_index"]]
-    index, test = MilvusIndex(stored), recall_test(FlatIndex(stored, "cpu"), int(manifest.parameters.get("seed", 0)))
+    index = MilvusIndex(stored)
+    test = recall_test(FlatIndex(stored, "cpu"), int(manifest.parameters["seed"]), queries)
     trial: dict[str, int] = {} if name is None else {name: start}
     while True:
         value, error = index.search_with(trial, test) if test.k else (1.0, 0.0)

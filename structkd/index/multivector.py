@@ -19,6 +19,7 @@ from structkd.index.candidates import estimated
 from structkd.index.draft import Draft
 from structkd.index.manifest import IndexManifest
 from structkd.index.opened import OpenedIndex
+from structkd.index.recall import asked, draw, no_rows
 from structkd.index.storage import Stored
 from structkd.index.topk import TopK, excluded_rows, ranked, search_without
 from structkd.index.vectors import Metric, Vectors, check_k, prepare_queries, resolve_device
@@ -26,7 +27,8 @@ from structkd.index.vectors import Metric, Vectors, check_k, prepare_queries, re
 _TOKENS = {"cpu": 16384, "cuda": 1 << 20}  # document vectors per product
 _QUERIES = 32
 _UNIT = 2.0**-24
-_SAMPLE, _SAMPLE_VECTORS, _RECALL_K = 100, 32, 10
+_SAMPLE = 100
+_QUERY_VECTORS, _QUERY_NOISE = 8, 1.0  # of a query made from a document: vectors, length of what is added to each
 _LADDER = tuple({"nprobe": 4 << step, "per_vector": 64 << step, "keep": 64 << step} for step in range(6))
 
 
@@ -199,31 +201,44 @@ def token_manifest(manifest: IndexManifest) -> IndexManifest:
     return replace(manifest, kind="ivf-pq", count=int(manifest.parameters["vectors"]))
 
 
-def tune(stored: Stored, tokens: TokenIndex, target: float) -> IndexManifest:
+def tune(stored: Stored, tokens: TokenIndex, target: float, given: Sequence[Tensor] | None = None) -> IndexManifest:
     """The least thorough search that reaches the recall, or the most thorough; the manifest with it and its recall.
 
-    100 documents' first 32 vectors are the queries, themselves not counted; a document that ties with the tenth counts.
+    100 of the given queries are drawn, or made from documents (`_like_query`), these themselves not counted; a document
+    that ties with the tenth counts.
 
     Args:
         stored: vectors, documents and token index, written.
         tokens: the token index.
         target: recall@10 against exact MaxSim.
+        given: prepared queries, each [vectors, dim].
     """
-    manifest = stored.manifest
+    manifest, seed = stored.manifest, int(stored.manifest.parameters["seed"])
     exact, fast = MultiVectorIndex(stored, "cpu"), MultiVectorIndex(stored, "cpu", tokens)
-    count, k = len(exact), min(_RECALL_K, len(exact) - 1)
-    drawn = np.random.default_rng(int(manifest.parameters["seed"]) + 1)
-    rows = np.sort(drawn.choice(count, min(_SAMPLE, count), replace=False))
-    queries = [exact.document(int(row))[:_SAMPLE_VECTORS] for row in rows]
-    top = exact._search(queries, k + 1)
-    least = -np.sort(-np.where(top.rows == rows[:, None], -np.inf, top.scores), axis=1)[:, max(k - 1, 0)]
+    if given is None:
+        rows, generator = draw(len(exact), _SAMPLE, seed), np.random.default_rng(seed)
+        made = [_like_query(exact.document(int(row)), exact.metric, generator) for row in rows]
+        test = asked(exact._search, made, rows, "made from documents", len(exact))
+    else:
+        rows = draw(len(given), _SAMPLE, seed)
+        test = asked(exact._search, [given[row] for row in rows], no_rows(rows), "given", len(exact))
     for trial in _LADDER:
         fast._fast = trial
         tokens.apply(trial)
-        found = fast._search(queries, k + 1)
-        hits = found.valid & (found.rows != rows[:, None]) & (found.scores >= least[:, None])
-        shares = np.minimum(hits.sum(axis=1), k) / k if k else np.ones(len(rows))
-        if shares.mean() - shares.std() / len(shares) ** 0.5 >= target:
+        value, error = test.of(fast._search(test.queries, test.places))
+        if value - error >= target:
             break
-    said = {"k": k, "sample": len(rows), "value": round(float(shares.mean()), 4), "target": target}
-    return replace(manifest, recall=said, parameters=manifest.parameters | {"fast": trial})
+    return replace(manifest, recall=test.says(value, target), parameters=manifest.parameters | {"fast": trial})
+
+
+def _like_query(document: Tensor, metric: Metric, generator: np.random.Generator) -> Tensor:
+    """A stand-in for a query: eight vectors of a document, each moved by its length in a random direction.
+
+    A document itself as query flatters: it has more vectors than a query, and they lie closer to others' (figures stand
+    in benchmarks/README.md).
+    """
+    rows = np.sort(generator.permutation(len(document))[:_QUERY_VECTORS])
+    vectors = document[torch.from_numpy(rows)]
+    noise = torch.from_numpy(generator.standard_normal(vectors.shape)).float()
+    moved = vectors + _QUERY_NOISE * vectors.norm(dim=1, keepdim=True) * noise / noise.norm(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(moved, dim=1) if metric == "cosine" else moved

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structkd.ids import Ids
-from structkd.index.flat import FlatIndex
-from structkd.index.recall import RecallTest, recall_test
+from structkd.index.recall import RecallTest
 from structkd.index.topk import TopK, ranked
 
 _LARGEST_LIST = 1024  # of ef_search
@@ -59,23 +58,22 @@ class Tunable(Protocol):
         ...
 
 
-def tune(index: Tunable, exact: FlatIndex, start: dict[str, Any], target: float, lists: int) -> Tuned:
+def tune(index: Tunable, test: RecallTest, start: dict[str, Any], target: float, lists: int) -> Tuned:
     """The cheapest search that reaches the recall by one standard error, or the most thorough one when none does.
 
     Args:
         index: proposes candidates.
-        exact: the same vectors, searched exactly.
+        test: queries and what exact search says to them.
         start: what the engine was built with, with its least thorough search.
         target: recall@10 to reach.
         lists: inverted lists of the engine, 1 when it has none.
     """
-    test = recall_test(exact, int(start.get("seed", 0)))
     if test.k == 0:
         return Tuned(start, test.says(1.0, target))
     reaching = sorted(_reaching(index, test, start, target, lists), key=lambda trial: _cost(trial, len(index), lists))
     for trial in [*reaching, _most_thorough(start, lists)]:
         index.apply(trial)
-        value, error = test.of(index.search_prepared(test.queries, test.k + 1))
+        value, error = test.of(index.search_prepared(test.queries, test.places))
         if value - error >= target:
             break
     return Tuned(trial, test.says(value, target))
@@ -92,11 +90,11 @@ def _reaching(
         if not trials or _cost(trials[0], len(index), lists) >= cheapest:
             return
         index.apply(trials[-1])
-        fetch = min(len(index), (test.k + 1) * trials[-1]["factor"])
+        fetch = min(len(index), (test.places) * trials[-1]["factor"])
         rows, scores = index.candidates(test.queries, fetch)
         for trial in trials:
-            width = (test.k + 1) * trial["factor"]
-            value, error = test.of(_top(rows[:, :width], scores[:, :width], index, test.k + 1))
+            width = (test.places) * trial["factor"]
+            value, error = test.of(_top(rows[:, :width], scores[:, :width], index, test.places))
             if value - error >= target:
                 least, cheapest = trial["factor"], min(cheapest, _cost(trial, len(index), lists))
                 yield trial

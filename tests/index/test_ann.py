@@ -48,6 +48,33 @@ def test_recall_is_measured_and_holds_for_new_queries(kind: str, metric: str, cl
     np.testing.assert_array_equal(again.search(queries, 10).rows, found.rows)
 
 
+def test_recall_is_measured_with_given_queries(clustered: Any) -> None:
+    """Queries from elsewhere are harder: what reaches the recall among documents falls short of it for them."""
+    documents, _ = clustered
+    elsewhere = np.random.default_rng(7).standard_normal((150, 32))
+    truth = index.build(documents, kind="flat").search(elsewhere, 10)
+    own = index.build(documents, kind="ivf-sq8", recall=0.9)
+    asked = index.build(documents, kind="ivf-sq8", recall=0.9, queries=elsewhere)
+    assert isinstance(own, FaissIndex)
+    assert isinstance(asked, FaissIndex)
+    assert own.manifest.recall is not None
+    assert own.manifest.recall["queries"] == "indexed vectors"
+    said = asked.manifest.recall
+    assert said is not None
+    assert (said["queries"], said["sample"], said["k"]) == ("given", 150, 10)
+    assert overlap(own.search(elsewhere, 10), truth) < 0.9
+    assert overlap(asked.search(elsewhere, 10), truth) == pytest.approx(said["value"], abs=1e-4)
+    assert said["value"] >= 0.9
+    assert asked.manifest.parameters["nprobe"] > own.manifest.parameters["nprobe"]
+
+
+def test_bad_queries_to_measure_with_are_refused() -> None:
+    with pytest.raises(DataError, match="queries: found 2 dimensions, expected 3 as in the index"):
+        index.build(np.eye(3), kind="hnsw", queries=np.ones((1, 2)))
+    with pytest.raises(DataError, match="queries: found none to measure recall with"):
+        index.build(np.eye(3), kind="hnsw", queries=np.ones((0, 3)))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_and_order_are_those_of_flat(kind: str, clustered: Any) -> None:
     """Codes only propose: every returned (document, score) is what exact search says about that pair."""

@@ -10,7 +10,7 @@ import pytest
 
 from structkd import index
 from structkd.cli.app import run
-from structkd.errors import DataError, MissingExtraError, UsageError
+from structkd.errors import CorruptFileError, DataError, MissingExtraError, UsageError
 from structkd.index import kinds
 
 pytest.importorskip("milvus_lite", reason="needs the extra 'milvus' (pip install 'structkd[milvus]')")
@@ -99,8 +99,24 @@ def test_a_lost_database_is_named(tmp_path: Path) -> None:
     place = next(tmp_path.glob("milvus-*"))
     server_manager_instance.release_server(str(place / "milvus.db"))
     shutil.rmtree(place)
-    with pytest.raises(DataError, match=r"milvus\.db: collection structkd_\w+ holds 0 vectors, expected 400"):
+    with pytest.raises(CorruptFileError, match=r"milvus\.db/.*: the file is missing"):
         index.open(tmp_path)
+
+
+def test_the_embedded_database_is_checked_and_searching_leaves_it_as_it_was(tmp_path: Path) -> None:
+    built = index.build(VECTORS, kind="milvus", out=tmp_path)
+    for _ in range(2):
+        assert index.open_vectors(tmp_path).search(QUERIES, 30).valid.all()
+        assert index.verify(tmp_path).ok
+    files = [path for path in tmp_path.glob("milvus-*/**/*") if path.is_file() and path.stat().st_size]
+    assert len(files) >= 4
+    assert built.manifest.bytes > sum(path.stat().st_size for path in files)  # type: ignore[attr-defined]
+    for path in files:
+        good = path.read_bytes()
+        path.write_bytes(good[:-3] + bytes([good[-3] ^ 8]) + good[-2:])
+        assert [name for name, _ in index.verify(tmp_path).problems] == [str(path.relative_to(tmp_path))]
+        path.write_bytes(good)
+    assert index.verify(tmp_path).ok
 
 
 def test_a_new_build_replaces_the_old_one(tmp_path: Path) -> None:

@@ -129,6 +129,34 @@ def test_the_fast_engine_reaches_its_recall_and_scores_exactly(
     assert index.verify(tmp_path).ok
 
 
+def test_the_fast_engine_is_measured_with_given_queries(clustered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "FAST_FROM", 1000)
+    documents, queries = clustered
+    truth = index.build_multi(documents).search(queries, 10)
+    fast = index.build_multi(documents, recall=0.9, queries=queries)
+    found = fast.search(queries, 10)
+    shares = [len(set(a) & set(b)) / 10 for a, b in zip(found.rows.tolist(), truth.rows.tolist(), strict=True)]
+    said = fast.manifest.recall
+    assert said is not None
+    assert (said["queries"], said["sample"]) == ("given", 40)
+    assert said["value"] == pytest.approx(np.mean(shares), abs=1e-4)
+    with pytest.raises(DataError, match="queries: found none to measure recall with"):
+        index.build_multi(documents, recall=0.9, queries=[])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip"])
+def test_stand_ins_for_queries_are_short_and_moved(metric: Any) -> None:
+    document = 3 * torch.nn.functional.normalize(torch.randn(50, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    made = multivector._like_query(document, metric, np.random.default_rng(0))
+    assert made.shape == (8, 64)
+    unit = torch.nn.functional.normalize(made, dim=1)
+    nearest = (unit @ torch.nn.functional.normalize(document, dim=1).T).amax(dim=1)
+    assert ((nearest > 0.55) & (nearest < 0.85)).all()  # moved by a length at about a right angle: 1 / sqrt(2)
+    lengths = made.norm(dim=1)
+    assert torch.allclose(lengths, torch.ones(8)) if metric == "cosine" else bool((lengths > 3).all())
+    assert len(multivector._like_query(document[:3], metric, np.random.default_rng(0))) == 3
+
+
 def test_the_fast_engine_knows_queries_without_vectors_and_long_lists(
     clustered: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
