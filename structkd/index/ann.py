@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structkd.errors import CorruptFileError, DataError, UsageError
-from structkd.index.draft import Draft
+from structkd.index.draft import Draft, naming
 from structkd.index.faiss_gpu import LARGEST_K, GpuCopy, copy_for
 from structkd.index.flat import FlatIndex
 from structkd.index.manifest import IndexManifest
@@ -120,7 +120,7 @@ def make(target: Draft, manifest: IndexManifest) -> dict[str, Any]:
     """Build the engine over stored vectors and write it; what it was built with."""
     check_one_faiss()
     engine, parameters = _build(target.stored(manifest), manifest)
-    with target.file("faiss", ".faiss") as path:
+    with target.file("faiss", ".faiss") as path, naming(path, RuntimeError):
         faiss.write_index(engine, str(path))
     return parameters
 

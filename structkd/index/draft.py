@@ -4,6 +4,7 @@ The old index's manifest and files are untouched until the new manifest takes th
 old files removed.
 """
 
+import errno
 import json
 import shutil
 import uuid
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,12 +38,13 @@ class Draft:
         self.tag = uuid.uuid4().hex[:12]
         self._names: list[str] = []
         self._engine_folders: list[str] = []
+        self._committed = False
 
     @contextmanager
     def file(self, stem: str, suffix: str) -> Iterator[Path]:
         """A path to write one file to; it is renamed into place, complete, at the end of the block."""
         name = f"{stem}-{self.tag}{suffix}"
-        with atomic_path(self.folder / name) as temporary:
+        with naming(self.folder / name), atomic_path(self.folder / name) as temporary:
             yield temporary
         self._names.append(name)
 
@@ -81,7 +84,7 @@ class Draft:
 
     def arrays(self, stem: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as one safetensors file."""
-        with self.file(stem, ".safetensors") as path:
+        with self.file(stem, ".safetensors") as path, naming(path, SafetensorError):
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
     def ids(self, ids: Sequence[str] | Ids | None, count: int) -> str:
@@ -106,9 +109,17 @@ class Draft:
         files = tuple(StoredFile(name, path.stat().st_size, sha256_file(path)) for name, path in paths.items())
         complete = replace(manifest, files=files, built=package_versions())
         write_manifest(self.folder, complete)
+        self._committed = True
         kept = {name.split("/")[0] for name in paths}
         _remove_others(self.folder, keep={MANIFEST} | kept)
         return complete
+
+    def discard(self) -> None:
+        """Remove what was written, unless it was committed."""
+        if self._committed:
+            return
+        for path in self.folder.glob(f"*-{self.tag}*"):
+            _remove(path)
 
 
 class VectorWriter:
@@ -132,6 +143,23 @@ class VectorWriter:
         self._handle.seek(0)
         self._handle.write(len(header).to_bytes(8, "little") + header)
         self._handle.flush()
+
+
+@contextmanager
+def naming(path: Path, *refusals: type[Exception]) -> Iterator[None]:
+    """What stops a file from being written (a full disk, say) as an OSError that names the file.
+
+    Args:
+        path: the file.
+        refusals: what the library that writes raises in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    except refusals as error:
+        raise OSError(errno.EIO, f"cannot be written ({' '.join(str(error).split())[-200:]})", str(path)) from None
 
 
 def draft(folder: str | Path) -> Draft:
@@ -167,8 +195,12 @@ def _remove_others(folder: Path, keep: set[str]) -> None:
     for path in folder.iterdir():
         if path.name in keep or not _ours(path.name):
             continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
     sync_folder(folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

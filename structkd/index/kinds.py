@@ -81,9 +81,8 @@ def build(
     options = IndexOptions(kind, metric, recall, memory, seed)
     check_options(options)
     target_device = resolve_device(device)
-    with _folder(out) as (folder, owner):
+    with _draft(out) as (target, owner):
         began = time.perf_counter()
-        target = draft(folder)
         names = None if ids is None else ids if isinstance(ids, Ids) else Ids(ids, "document id")
         count, dim, largest = write_vectors(target, blocks(vectors), metric, names)
         corpus = target.ids(names, count)
@@ -104,7 +103,7 @@ def build(
             ann = _opener(chosen)
             trained = ann.train(target, manifest, recall or DEFAULT_RECALL, target_device, asked)
             manifest = replace(manifest, parameters=manifest.parameters | trained.parameters, recall=trained.recall)
-        before = earlier(folder)
+        folder, before = target.folder, earlier(target.folder)
         if chosen == "milvus":
             manifest = _opener(chosen).write(target, manifest, address, milvus_index, recall or DEFAULT_RECALL, asked)
         target.commit(replace(manifest, build_seconds=round(time.perf_counter() - began, 3)))
@@ -161,9 +160,8 @@ def build_multi(
             lengths.append(len(tensor))
             yield from cut(tensor)
 
-    with _folder(out) as (folder, owner):
+    with _draft(out) as (target, owner):
         began = time.perf_counter()
-        target = draft(folder)
         rows, dim, largest = write_vectors(target, stream(), metric, None)
         multivector.write(target, lengths)
         corpus = target.ids(ids, len(lengths))
@@ -181,7 +179,7 @@ def build_multi(
             asked = None if queries is None else _asked(queries, metric, dim)
             manifest = _with_tokens(target, manifest, recall, asked)
         target.commit(replace(manifest, build_seconds=round(time.perf_counter() - began, 3)))
-        index = cast(MultiVectorIndex, open(folder, device))
+        index = cast(MultiVectorIndex, open(target.folder, device))
         if owner is not None:
             finalize(index, owner.cleanup)
         return index
@@ -235,9 +233,8 @@ def build_text(
         )
     if not len(documents):
         raise DataError("found no documents; an index needs at least one.")
-    with _folder(out) as (folder, owner):
+    with _draft(out) as (target, owner):
         began = time.perf_counter()
-        target = draft(folder)
         engine = _opener(kind)
         engine.write(target, documents, k1, b)
         corpus = target.ids(documents.ids, len(documents))
@@ -251,7 +248,7 @@ def build_text(
                 build_seconds=round(time.perf_counter() - began, 3),
             )
         )
-        index = open_text(folder)
+        index = open_text(target.folder)
         if owner is not None:
             finalize(index, owner.cleanup)
         return index
@@ -355,14 +352,18 @@ def _opener(kind: str) -> Any:
 
 
 @contextmanager
-def _folder(out: str | Path | None) -> Iterator[tuple[Path, TemporaryDirectory[str] | None]]:
-    """The folder to build in; a temporary one comes with its owner and is removed at once when the build fails."""
-    if out is not None:
-        yield Path(out), None
-        return
-    owner = TemporaryDirectory(prefix="structkd-index-", ignore_cleanup_errors=True)
+def _draft(out: str | Path | None) -> Iterator[tuple[Draft, TemporaryDirectory[str] | None]]:
+    """The index being written, in a temporary folder (with its owner) when `out` is None; a build that fails leaves
+    nothing behind."""
+    owner = None if out is not None else TemporaryDirectory(prefix="structkd-index-", ignore_cleanup_errors=True)
     try:
-        yield Path(owner.name), owner
+        target = draft(out if owner is None else owner.name)
+        try:
+            yield target, owner
+        except BaseException:
+            target.discard()
+            raise
     except BaseException:
-        owner.cleanup()
+        if owner is not None:
+            owner.cleanup()
         raise

@@ -20,7 +20,7 @@ import numpy as np
 
 from structkd.errors import CorruptFileError, DataError, MissingExtraError
 from structkd.ids import Texts
-from structkd.index.draft import Draft
+from structkd.index.draft import Draft, naming
 from structkd.index.opened import OpenedTexts
 from structkd.index.storage import Stored
 from structkd.index.topk import NO_ROW, TopK
@@ -88,7 +88,7 @@ def write(target: Draft, documents: Texts, k1: float, b: float) -> None:
     if not (np.isfinite(k1) and k1 >= 0 and 0 <= b <= 1):
         raise DataError(f"k1 {k1} and b {b}: expected k1 >= 0 and b between 0 and 1.")
     java = _java()
-    with target.directory("lucene") as folder:
+    with target.directory("lucene") as folder, naming(folder, java.failure):
         indexer = java["SimpleIndexer"](str(folder), False, _THREADS)
         document = java["JsonDocument"]
         for name, text in zip(documents.ids, documents.texts, strict=True):

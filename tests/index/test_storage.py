@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from structkd import index
+from structkd.cli.app import run
 from structkd.errors import CorruptFileError, DataError, UsageError
 from structkd.ids import Ids, Texts
 from structkd.index import storage
@@ -158,6 +160,8 @@ def test_a_failed_build_leaves_the_old_index(built: Path) -> None:
     before = sorted(path.name for path in built.iterdir())
     with pytest.raises(DataError):
         index.build(np.full((20_000, 3), np.nan), out=built)
+    with pytest.raises(DataError, match="found 2 ids for 200 vectors"):
+        index.build(VECTORS, ["a", "b"], out=built)
     assert sorted(path.name for path in built.iterdir()) == before
     assert len(index.open_vectors(built)) == 200
     assert index.verify(built).ok
@@ -196,6 +200,30 @@ def test_a_killed_build_leaves_the_old_index(built: Path, stop: str) -> None:
     assert index.verify(built).ok
     index.build(VECTORS, kind="flat", out=built)
     assert len(list(built.iterdir())) == 3  # the next build clears what the killed one left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+@pytest.mark.parametrize(("kind", "room"), [("flat", 100), ("hnsw", 300)])
+def test_a_file_that_cannot_be_written_is_named_and_the_old_index_stays(
+    built: Path, kind: str, room: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The vectors take 192 kB, HNSW's file 1.3 MB; beyond `room` kB writing fails, there in faiss's own words."""
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).standard_normal((4000, 12), np.float32))
+    before = sorted(path.name for path in built.iterdir())
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room << 10, limits[1]))
+    try:
+        status = run(["index", "build", "--vectors", str(tmp_path / "v.npy"), "--kind", kind, "--out", str(built)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    said = capsys.readouterr().err
+    assert status == 1
+    assert "File too large" in said
+    assert str(built) in said
+    assert said.count("\n") == 1
+    assert sorted(path.name for path in built.iterdir()) == before
+    assert index.verify(built).ok
 
 
 def test_a_folder_with_other_files_is_not_taken(tmp_path: Path) -> None:
