@@ -355,15 +355,17 @@ def _opener(kind: str) -> Any:
 def _draft(out: str | Path | None) -> Iterator[tuple[Draft, TemporaryDirectory[str] | None]]:
     """The index being written, in a temporary folder (with its owner) when `out` is None; a build that fails leaves
     nothing behind."""
-    owner = None if out is not None else TemporaryDirectory(prefix="structkd-index-", ignore_cleanup_errors=True)
-    try:
-        target = draft(out if owner is None else owner.name)
+    if out is None:
+        owner = TemporaryDirectory(prefix="structkd-index-", ignore_cleanup_errors=True)
         try:
-            yield target, owner
+            yield draft(owner.name), owner
         except BaseException:
-            target.discard()
-            raise
-    except BaseException:
-        if owner is not None:
             owner.cleanup()
+            raise
+        return
+    target = draft(out)
+    try:
+        yield target, None
+    except BaseException:
+        target.discard()
         raise

@@ -72,7 +72,7 @@ class Stored:
             return picker(self.vectors)(rows)
         _, (_, dim), first = self._mapped
         out, width = torch.empty(len(rows), dim), dim * 4
-        buffer = memoryview(out.numpy()).cast("B")
+        buffer = out.numpy().data.cast("B")
         with self.path("vectors").open("rb", buffering=0) as handle:
             for place, row in enumerate(rows.tolist()):
                 os.preadv(handle.fileno(), [buffer[place * width : (place + 1) * width]], first + row * width)
