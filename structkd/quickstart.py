@@ -61,6 +61,7 @@ def quickstart(out: str | Path, seed: int = 0) -> QuickstartResult:
 def _quickstart(out: Path, seed: int) -> QuickstartResult:
     note("graph half: digits, teacher gcn")
     graph_rows, graph_summary = _graph(out / "graph", seed)
+    note("graph half: " + ", ".join(f"{row['model']} {row['test accuracy']:.4f}" for row in graph_rows))
     note("ranking half: pydocs, lexical teachers")
     ranking_rows, ranking_summary = _ranking(out / "ranking", seed)
     folders = [out / "graph", out / "graph" / "bench", out / "ranking", out / "ranking" / "distill"]

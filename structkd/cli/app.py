@@ -4,6 +4,7 @@ Exit status: 0 done, 1 bad data or a failed check, 2 usage, 130 interrupted.
 """
 
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,7 @@ def run(tokens: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder without permission: the message names the file
-        return _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
+        return _fail(_said(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted; run the same line again to continue", 130)
 
@@ -89,6 +90,14 @@ def _config_files(tokens: Sequence[str]) -> list[Any]:
 
 def _toml(path: str) -> Toml:
     return Toml(path, must_exist=True, use_commands_as_keys=False)
+
+
+def _said(error: OSError) -> str:
+    """Which file, what the system says of it, and what to do about a full disk."""
+    message = f"{error.filename or 'file system'}: {error.strerror or error}"
+    if error.errno != errno.ENOSPC:
+        return message
+    return f"{message}. Free some space, or give --out another disk; what was committed stays for the same line."
 
 
 def _fail(message: str, status: int) -> int:

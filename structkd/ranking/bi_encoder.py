@@ -196,7 +196,7 @@ class BiScorer(NeuralScorer):
 
 def _load_bi(path: str) -> SentenceTransformer:
     check_folder(path)
-    with quiet_loading():
+    with quiet_loading(path):
         if is_sentence_transformer_model(path):
             return SentenceTransformer(path, device="cpu")
         body = Transformer(path)

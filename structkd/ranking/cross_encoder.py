@@ -136,6 +136,6 @@ class CrossScorer(NeuralScorer):
 
 def _load_cross(path: str, max_length: int | None, seed: int) -> CrossEncoder:
     check_folder(path)
-    with quiet_loading(), torch.random.fork_rng(devices=[]):
+    with quiet_loading(path), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a fresh head is drawn while loading
         return CrossEncoder(path, num_labels=1, max_length=max_length, device="cpu")

@@ -74,7 +74,7 @@ class MultiVectorScorer(NeuralScorer):
         if not isinstance(model, MultiVectorEncoder):
             source = str(model)
             check_folder(source)
-            with quiet_loading():
+            with quiet_loading(source):
                 known = saved_as(source) == "MultiVectorEncoder"
                 loaded = MultiVectorEncoder(source, device="cpu") if known else _fresh(source, variant, seed)
         else:

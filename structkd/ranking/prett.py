@@ -70,7 +70,7 @@ class PrettScorer(NeuralScorer):
             UsageError: a body of another kind, lengths that do not fit it.
         """
         check_folder(str(init))
-        with quiet_loading():
+        with quiet_loading(str(init)):
             body, tokenizer = AutoModel.from_pretrained(str(init)), AutoTokenizer.from_pretrained(str(init))
         return cls(PrettModel(body, config or PrettConfig(), seed=seed), tokenizer, device=device)
 

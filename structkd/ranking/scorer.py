@@ -163,13 +163,25 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
-    """No bars and reports from the model libraries: a fresh head is expected here."""
+def quiet_loading(source: str = "") -> Iterator[None]:
+    """No bars and reports from the model libraries: a fresh head is expected here.
+
+    Raises:
+        DataError: `source` is given, and neither a folder nor the hub has the model.
+    """
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
+    except OSError as error:
+        if not source or error.filename:
+            raise
+        said = " ".join(str(error).split()).split(". ")[0]
+        raise DataError(
+            f"{source}: no folder of that name, and the hub did not give a model of that id ({said}). Name a folder "
+            "with config.json or modules.json, or download the model where there is a network."
+        ) from None
     finally:
         transformers_logging.set_verbosity(level)
         if bars:

@@ -1,5 +1,6 @@
 """Exit status, one-line errors, --config, --dry-run and --json of the command line."""
 
+import errno
 import json
 import re
 import subprocess
@@ -160,4 +161,23 @@ def test_a_slip_of_the_pen_gets_the_name_that_was_meant(
     assert run(line.split()) in (1, 2)
     said = capsys.readouterr().err
     assert f"Did you mean {near}" in said
+    assert said.count("\n") == 1
+
+
+def test_a_full_disk_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("structkd.report.write", full)
+    assert run(["report", str(make_run(tmp_path / "run")), "--out", str(tmp_path / "r.html")]) == 1
+    assert "No space left on device. Free some space, or give --out another disk" in capsys.readouterr().err
+
+
+def test_a_model_that_is_nowhere_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["ranking", "distill", "--collection", "pydocs", "--teacher", "cross-encoder:no/such-model"]
+    assert run([*line, "--student", "static", "--out", str(tmp_path / "o")]) == 1
+    said = capsys.readouterr().err
+    assert "no/such-model: no folder of that name, and the hub did not give a model of that id" in said
     assert said.count("\n") == 1
