@@ -248,6 +248,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "dl22": {"what": "speed", "collection": "msmarco-dl22", "queries": 16, "batch_lists": 8, "steps": 2},
     "dl22-small-steps": {"what": "speed", "collection": "msmarco-dl22", "queries": 12, "batch_lists": 2, "steps": 6},
     "scifact": {"what": "speed", "collection": "scifact", "queries": 8, "batch_lists": 4, "steps": 2},
+    "scifact-four-arms": {"what": "speed", "collection": "scifact", "queries": 8, "batch_lists": 4, "steps": 2},
     "nfcorpus": {"what": "speed", "collection": "nfcorpus", "queries": 8, "batch_lists": 4, "steps": 2},
     "dl22-memory": {"what": "memory", "collection": "msmarco-dl22", "queries": 16, "batch_lists": 8, "steps": 2},
     "dl22-quality": {"what": "quality", "collection": "msmarco-dl22", "queries": 40, "batch_lists": 8, "steps": 5},
