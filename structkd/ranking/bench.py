@@ -28,6 +28,7 @@ from structkd.ranking.frontier import cost_of
 from structkd.ranking.negatives import bm25_candidates
 from structkd.ranking.policies import NO_POLICIES, Policies
 from structkd.ranking.sources import Combine, EnsembleScorer, open_teacher
+from structkd.ranking.students import STUDENTS
 from structkd.report import finish
 from structkd.runs import Figure, Run, Series, plain
 from structkd.scores.cache import CachedScorer, Scorer
@@ -37,6 +38,7 @@ from structkd.trec import Run as RankedRun
 PerQuery = Mapping[str, float]
 
 _LAYOUT = 2  # of a kept cell; cells of another layout are made anew
+_FROM_NOTHING = ("static", "tk")  # students that are compared without starting weights
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,16 @@ class BenchConfig:
             raise UsageError("a comparison needs a collection, a teacher, a student, an objective and a seed or more.")
         for objective in self.objectives:
             parse_objective(objective)
+        for kind in self.students:  # before a teacher is asked
+            if kind not in STUDENTS:
+                raise UsageError(f"student {kind!r} is unknown; expected one of {', '.join(STUDENTS)}.")
+            if self.init is None and kind not in _FROM_NOTHING:
+                raise UsageError(f"student {kind!r} needs starting weights: give --init with a folder or hub id.")
+        if min(self.depth, self.train_queries, self.test_queries) < 1:
+            raise UsageError(
+                "expected depth, train_queries and test_queries of 1 or more; found "
+                f"{self.depth}, {self.train_queries}, {self.test_queries}."
+            )
         for name in ("collections", "teachers", "students", "objectives", "seeds"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
@@ -301,7 +313,7 @@ class _Cells:
         return made
 
     def _start(self, kind: str, seed: int) -> NeuralScorer:
-        init = None if kind in ("tk", "static") else self.config.init
+        init = None if kind in _FROM_NOTHING else self.config.init
         return student(kind, init, documents=self.task.train.documents, max_length=self.config.max_length, seed=seed)
 
     def _before(self, scorer: NeuralScorer) -> dict[str, Any]:

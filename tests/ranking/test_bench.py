@@ -87,6 +87,12 @@ def test_what_cannot_be_compared_is_refused(config: BenchConfig) -> None:
         dataclasses.replace(config, objectives=("no-such",))
     with pytest.raises(UsageError, match="needs a collection"):
         dataclasses.replace(config, students=())
+    with pytest.raises(UsageError, match="student 'lstm' is unknown; expected one of dot, "):
+        dataclasses.replace(config, students=("lstm",))
+    with pytest.raises(UsageError, match="student 'dot' needs starting weights"):
+        dataclasses.replace(config, students=("dot",), init=None)
+    with pytest.raises(UsageError, match="train_queries and test_queries of 1 or more; found 0, "):
+        dataclasses.replace(config, depth=0)
 
 
 def test_the_command_prints_one_object(config: BenchConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
