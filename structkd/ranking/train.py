@@ -87,8 +87,8 @@ class FitConfig:
     "Mixed precision of the forward pass."
 
     dropout: bool = True
-    """Dropout as the student's configuration has it. Without, a step is a quarter cheaper on long texts (a CPU draws
-    random numbers slowly, and attention without them is one fused call); the teacher's scores carry no noise to fit."""
+    """Dropout as the student's configuration has it. Without, the encoder's passes are about a quarter cheaper on long
+    texts: a CPU draws random numbers slowly, and attention without them is one fused call."""
 
     gradient_cache: bool = False
     """Keep the outputs of a step only and run its texts again, some at a time, for their gradients (Gao et al. 2021):
