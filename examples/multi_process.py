@@ -25,7 +25,7 @@ def main() -> None:
     collection = collection.with_queries(list(collection.queries.ids)[: arguments.queries])
     student = ranking.student("static", documents=collection.documents)
     teacher = open_teacher("bm25", collection.documents)
-    config = ranking.DistillConfig(objective="kl", epochs=1, batch_lists=8, candidates=8)
+    config = ranking.DistillConfig(objective="kl", epochs=1, batch_lists=8, depth=8)
     result = ranking.distill(student, teacher, collection, config, out=arguments.out)
     if main_process():
         print(f"{result.metrics['steps']} steps, student in {arguments.out / 'student'}")
