@@ -109,18 +109,20 @@ def keep(cell: dict, path: Path) -> None:
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = sorted([*cells(path), cell], key=lambda one: (list(BLOCKS).index(one["block"]), one["seed"]))
-        path.write_text(json.dumps(summary(found), indent=1) + "\n", encoding="utf-8")
+        earlier = json.loads(path.read_text(encoding="utf-8"))["earlier_blocks"] if path.is_file() else []
+        path.write_text(json.dumps(summary(found, earlier), indent=1) + "\n", encoding="utf-8")
 
 
-def summary(found: list[dict]) -> dict:
-    """The file: how it was made, a row per block and method, what is missing, and every cell."""
+def summary(found: list[dict], earlier: list[dict]) -> dict:
+    """The file: how it was made, a row per block and method, what is missing, and every cell.
+
+    Earlier blocks are means of older code that kept no cells; they leave the file when their block runs again.
+    """
     done = {key(cell) for cell in found}
-    missing = {
-        name: {
-            method: absent for method in METHODS if (absent := [s for s in range(5) if (name, s, method) not in done])
-        }
-        for name in BLOCKS
-    }
+    missing = {}
+    for name in BLOCKS:
+        absent = {method: [seed for seed in range(5) if (name, seed, method) not in done] for method in METHODS}
+        missing[name] = {method: ", ".join(map(str, seeds)) for method, seeds in absent.items() if seeds}
     return {
         "what": "test accuracy in % at best validation, published hyper-parameters, one shared teacher per seed",
         "marks": MARKS,
@@ -129,6 +131,7 @@ def summary(found: list[dict]) -> dict:
         "python": sys.version.split()[0],
         "blocks": [block for name in BLOCKS if (block := table(name, found))["rows"]],
         "missing_seeds_of_five": {name: parts for name, parts in missing.items() if parts},
+        "earlier_blocks": [block for block in earlier if block["block"] not in {cell["block"] for cell in found}],
         "cells": found,
     }
 

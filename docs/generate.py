@@ -34,6 +34,7 @@ def results() -> str:
         value = json.loads(path.read_text(encoding="utf-8"))
         if "seeds" in value:
             parts += _graph(path.name, value)
+    parts += _reproduction(json.loads((RESULTS / "graph_reproduction.json").read_text(encoding="utf-8")))
     for path in sorted(RESULTS.glob("quality_*.json")):
         parts += _ranking(path.name, json.loads(path.read_text(encoding="utf-8")))
     return "\n".join(parts).rstrip() + "\n"
@@ -71,6 +72,33 @@ def _graph(name: str, value: dict[str, Any]) -> list[str]:
         cells = [f"{row[key]:.4f}" if key != "cpu_seconds" else f"{row[key]:.1f}" for key in keys]
         lines.append(f"| {row['method']} | " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def _reproduction(value: dict[str, Any]) -> list[str]:
+    """Published hyper-parameters beside published figures; blocks and cells that have not run are named."""
+    marks = "; ".join(f"{mark} {meaning}" for mark, meaning in value["marks"].items())
+    lines = [
+        "## Reproduction table",
+        "",
+        f"{value['what'].capitalize()}; the teacher keeps its epoch of best validation accuracy, as published.",
+        f"Marks: {marks}.",
+        "A row of fewer than five seeds is no reproduction yet. `graph_reproduction.json`",
+        "",
+        "| dataset, split, teacher | method | input | test | std | seeds | published |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for block in [*value["blocks"], *value["earlier_blocks"]]:
+        name = f"{block['dataset'].removeprefix('npz:graph/')}, {block['split']}, {block['teacher']}"
+        for row in block["rows"]:
+            published = f"{row['published']:.2f} {row['mark']}" if row["published"] else ""
+            figures = [f"{row['test']:.2f}", f"{row['std']:.2f}", str(row["seeds"]), published]
+            lines.append("| " + " | ".join([name, row["method"], row["input_class"], *figures]) + " |")
+    for block in value["earlier_blocks"]:
+        lines += ["", f"The block {block['block']} is of commit {block['commit']}, before `tined` was mended."]
+    begun = {block["block"] for block in value["blocks"]}
+    whole = [name for name in value["missing_seeds_of_five"] if name not in begun]
+    lines += ["", f"Blocks not run with the present code: {', '.join(whole)}.", ""]
+    return lines
 
 
 def picture(name: str) -> str:
