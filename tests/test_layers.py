@@ -34,7 +34,8 @@ INSIDE = {
     "scores": [
         {"manifest", "_lookup", "sealed", "topk"},
         {"card"},
-        {"id_table", "parts", "snapshot", "remote"},  # a mirror checks the manifest
+        {"id_table", "parts", "part_list", "remote"},  # a mirror checks the manifest
+        {"snapshot"},
         {"shards", "log", "statistics"},
         {"merge"},
         {"compact_pairs", "compact_rows"},

@@ -14,6 +14,7 @@ from structkd.files import sha256_file
 from structkd.ids import fingerprint_fields
 from structkd.scores.manifest import Header, ScoreManifest
 from structkd.scores.merge import Merged, OnConflict, join, merge, namer, not_in
+from structkd.scores.part_list import PartList
 from structkd.scores.parts import PairPart, collect_provenance, part_line, read_pair_part
 from structkd.scores.sealed import sealed_bytes, temporary
 from structkd.scores.shards import Shards
@@ -56,7 +57,9 @@ class Survey:
         collect_provenance(self.provenance, part.footer)
         self.rows += len(part.scores)
         if self.kept is not None:
-            self.kept = [*self.kept, part] if self.rows <= max_rows else None
+            self.kept.append(part)
+            if self.rows > 2 * max_rows:  # 12 bytes a pair, less than what sorting takes
+                self.kept = None
         if not len(part.scores):
             return
         self.spans[part.name] = int(part.query_rows[0]), int(part.query_rows[-1])
@@ -106,7 +109,7 @@ def compact_pairs(
     chosen = _choose(dtype, found, folder, notes)
     pieces = _pieces(folder, header, found, on_conflict, tol, max_rows)
     return {
-        "parts": found.lines,
+        "parts": PartList(tuple(found.lines)),
         "provenance": found.provenance,
         "notes": notes,
         "dtype": chosen,
@@ -122,8 +125,9 @@ def append_pairs(
     None when all parts must be merged instead: a part is gone, the new ones are half of the store, the files many, or
     the dtype changes.
     """
-    fresh = sorted(set(names) - parent.units)
-    if not parent.units <= set(names) or len(parent.files) >= _MAX_FILES or dtype not in ("auto", parent.dtype):
+    before = PartList.read(folder, parent.parts)
+    fresh = sorted(set(names) - before.units)
+    if not before.units <= set(names) or len(parent.files) >= _MAX_FILES or dtype not in ("auto", parent.dtype):
         return None
     sizes = sum((folder / "parts" / f"{name}.parquet").stat().st_size for name in fresh)
     if 2 * sizes > sum(entry["bytes"] for entry in parent.files):
@@ -147,7 +151,7 @@ def append_pairs(
         found.provenance[name] = [*known, *(value for value in values if value not in known)]
     dropped = parent.counts["duplicates_dropped"] + written["counts"]["duplicates_dropped"]
     return {
-        "parts": sorted([*parent.parts, *found.lines]),
+        "parts": PartList((*before.lines, *found.lines)),
         "provenance": parent.provenance | found.provenance,
         "notes": parent.notes,
         "dtype": parent.dtype,

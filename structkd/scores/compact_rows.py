@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from structkd.errors import ConflictingScoresError, DataError
 from structkd.scores.manifest import Header
 from structkd.scores.merge import tolerance
+from structkd.scores.part_list import PartList
 from structkd.scores.parts import collect_provenance, part_line, read_row_part, uncovered
 from structkd.scores.sealed import sealed_bytes
 from structkd.scores.snapshot import file_entry, write_rows
@@ -50,7 +51,7 @@ def compact_rows(folder: Path, header: Header, names: Sequence[str], dtype: str,
         path = write_rows(folder / "data", f"rows-{len(files):05d}", rounded)
         files.append(file_entry(folder, path, rows=len(values), lo=low, hi=low + len(values)))
     return {
-        "parts": parts,
+        "parts": PartList(tuple(parts)),
         "provenance": provenance,
         "notes": [],
         "dtype": dtype,

@@ -9,6 +9,7 @@ from structkd.scores.compact_pairs import append_pairs, compact_pairs
 from structkd.scores.compact_rows import compact_rows
 from structkd.scores.manifest import Header, ScoreManifest, now
 from structkd.scores.merge import OnConflict
+from structkd.scores.part_list import names_digest
 from structkd.scores.parts import part_names
 from structkd.scores.sealed import temporary
 from structkd.scores.snapshot import latest, manifest_path
@@ -64,6 +65,7 @@ def compact(
         if draft is None:
             draft = compact_pairs(folder, header, names, dtype or "auto", on_conflict, tol, max_rows)
         number = 0 if parent is None else parent.snapshot + 1
+        draft["parts"] = draft["parts"].write(folder, number)
         manifest = ScoreManifest(
             kind=header.spec.kind,
             snapshot=number,
@@ -80,4 +82,4 @@ def compact(
 
 
 def _covers(manifest: ScoreManifest, names: list[str], dtype: str | None) -> bool:
-    return manifest.units == set(names) and (dtype in (None, "auto") or manifest.dtype == dtype)
+    return bool(manifest.parts["names"] == names_digest(names)) and (dtype in (None, "auto") or manifest.dtype == dtype)

@@ -11,6 +11,7 @@ from structkd.scores.manifest import ScoreManifest
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
 from structkd.scores.publish import summarise
+from structkd.scores.snapshot import newer_parts
 from structkd.scores.store import open as open_store
 
 
@@ -42,8 +43,7 @@ def data_bytes(folder: Path, store: PairScores | NodeScores) -> int:
     """Bytes of the data files of the newest manifest and of the parts that it does not name."""
     manifest: ScoreManifest | None = store.manifest
     files = [entry for entry in manifest.files if entry["path"].startswith("data/")] if manifest else []
-    named = manifest.units if manifest else set()
-    newer = [path for path in (folder / "parts").glob("*.parquet") if path.stem not in named]
+    newer = [folder / "parts" / f"{name}.parquet" for name in newer_parts(folder, manifest)]
     return sum(int(entry["bytes"]) for entry in files) + sum(path.stat().st_size for path in newer)
 
 

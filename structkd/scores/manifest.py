@@ -155,8 +155,8 @@ class Header:
 class ScoreManifest:
     """One snapshot (or one published folder): where the data lies, what went in, and what it holds.
 
-    A part is one line `unit rows payload_hash sha256`: a store of 160 million pairs has 8000 of them, and every reader
-    parses the manifest.
+    `parts` says how many parts went in, the digest of their names, and where their list lies (see `part_list`); in a
+    published folder, which holds no parts, the first two alone.
     """
 
     kind: str
@@ -166,7 +166,7 @@ class ScoreManifest:
     teacher_fp: str
     provenance: dict[str, Any]
     inputs: dict[str, str]
-    parts: list[str]
+    parts: dict[str, Any]
     files: list[dict[str, Any]]
     counts: dict[str, int]
     stats: dict[str, Any]
@@ -181,15 +181,6 @@ class ScoreManifest:
     def spec(self) -> TeacherSpec:
         """The teacher."""
         return TeacherSpec.of(self.teacher, "manifest")
-
-    @property
-    def units(self) -> set[str]:
-        """Names of the parts that went in."""
-        return {line.partition(" ")[0] for line in self.parts}
-
-    def part_digests(self) -> dict[str, str]:
-        """Unit -> SHA-256 of its part's file."""
-        return {line.partition(" ")[0]: line.rpartition(" ")[2] for line in self.parts}
 
     def to_json(self) -> dict[str, Any]:
         """The sealed JSON object."""

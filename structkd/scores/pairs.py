@@ -13,10 +13,10 @@ from structkd.scores.bundle import read_pairs
 from structkd.scores.id_table import IdTable, TextHash
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
 from structkd.scores.merge import Merged, merge, namer, not_in
-from structkd.scores.parts import part_names, read_pair_part
+from structkd.scores.parts import read_pair_part
 from structkd.scores.sealed import sealed_bytes
 from structkd.scores.shards import Shards
-from structkd.scores.snapshot import Csr, checked_path, latest, map_csr
+from structkd.scores.snapshot import Csr, checked_path, latest, map_csr, newer_parts
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -53,13 +53,12 @@ class PairScores:
             manifest = latest(folder)
             try:
                 shards = [map_csr(checked_path(folder, entry, verify)) for entry in manifest.files] if manifest else []
+                newer = newer_parts(folder, manifest)
                 break
             except FileNotFoundError as error:
                 lost = error
         else:
             raise DataError(f"{lost.filename}: {lost.strerror}. Restore it, or delete the manifest and compact again.")
-        done = manifest.units if manifest else set()
-        newer = [name for name in part_names(folder) if name not in done]
 
         def tables() -> tuple[IdTable, IdTable]:
             return IdTable(folder / "ids", "queries"), IdTable(folder / "ids", "docs")

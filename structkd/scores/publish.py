@@ -19,6 +19,7 @@ from structkd.scores.manifest import HEADER, PUBLISHED, Header, Problem, Report,
 from structkd.scores.merge import first_of_each
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
+from structkd.scores.part_list import PartList, names_digest
 from structkd.scores.parts import check_part, part_names
 from structkd.scores.sealed import read_parquet, sealed_bytes, temporary
 from structkd.scores.snapshot import Csr, file_entry, manifest_path, snapshot_numbers, write_rows
@@ -29,6 +30,7 @@ from structkd.scores.topk import write_topk
 _TEMPORARY = ".tmp-"
 _TTL_SECONDS = 86_400.0
 _DATA_NAME = re.compile(r"^(csr|rows)-\d{5}-([0-9a-f]{16})\.(arrow|safetensors)$")
+_PARTS_NAME = re.compile(r"^\d{8}-([0-9a-f]{16})\.parts$")
 _ID_NAME = re.compile(r"^(queries|docs)-(\d{5})\.parquet$")
 
 
@@ -106,7 +108,7 @@ def _draft(store: PairScores | NodeScores, license: str, citation: str | None, t
         teacher_fp=store.spec.fingerprint,
         provenance=old.provenance if old else {},
         inputs=inputs,
-        parts=old.parts if old else [],
+        parts={name: old.parts[name] for name in ("count", "names")} if old else {"count": 0, "names": names_digest(())},
         files=[],
         counts={"rows": rows, "queries": lists, "duplicates_dropped": 0, "failed": 0},
         stats=stats,
@@ -232,13 +234,19 @@ def _store_checks(folder: Path) -> Checks:
         paths = sorted((folder / "ids").glob(f"{name}-*.parquet"))
         for number, path in enumerate(paths):
             yield path.relative_to(folder).as_posix(), _segment_check(path, f"{name}-{number:05d}.parquet", known)
-    expected = {unit: digest for manifest in manifests for unit, digest in manifest.part_digests().items()}
+    expected: dict[str, str] = {}
+    for manifest in manifests:
+        try:
+            expected |= PartList.read(folder, manifest.parts).digests()
+            yield manifest.parts["path"], _pass
+        except (StructKDError, OSError) as error:
+            yield manifest.parts["path"], _fail(str(error))
     names = part_names(folder)
     for name in names:
         yield f"parts/{name}.parquet", _part_check(folder, name, header, expected.get(name), known)
     for name in sorted(set(expected) - set(names)):
         yield f"parts/{name}.parquet", _fail("absent, though the manifest names it")
-    seen: set[str] = set()
+    seen = {manifest.parts["path"] for manifest in manifests}
     for manifest in manifests:
         if manifest.teacher_fp != header.spec.fingerprint:
             yield manifest_path(folder, manifest.snapshot).name, _fail("its teacher is not the store's")
@@ -298,6 +306,8 @@ def _stray_checks(folder: Path, named: set[str]) -> Checks:
             continue
         if parts[0] == "data" and (match := _DATA_NAME.match(parts[-1])):
             yield name, _name_check(folder / name, match.group(2))
+        elif parts[0] == "snapshots" and (match := _PARTS_NAME.match(parts[-1])):
+            yield name, _name_check(folder / name, match.group(1))
         elif parts[0] == "plans" and name.endswith(".parquet"):
             yield name, _plan_check(folder / name)
         elif not (
@@ -351,15 +361,22 @@ def gc(folder: str | Path, *, keep: int = 2, ttl_seconds: float = _TTL_SECONDS) 
     if keep < 1:
         raise UsageError(f"gc: keep={keep}; at least the newest snapshot stays.")
     numbers = snapshot_numbers(folder)
-    old = [manifest_path(folder, number) for number in numbers[:-keep]]
-    named = {
-        entry["path"] for number in numbers[-keep:] for entry in ScoreManifest.read(manifest_path(folder, number)).files
-    }
+    old = [
+        path
+        for number in numbers[:-keep]
+        for path in (manifest_path(folder, number), *(folder / "snapshots").glob(f"{number:08d}-*.parts"))
+    ]
+    kept = [ScoreManifest.read(manifest_path(folder, number)) for number in numbers[-keep:]]
+    named = {entry["path"] for manifest in kept for entry in (*manifest.files, manifest.parts)}
     limit = time.time() - ttl_seconds
     stale = [
         folder / name
         for name in _files(folder)
-        if (name.split("/")[-1].startswith(_TEMPORARY) or (name.startswith("data/") and name not in named))
+        if folder / name not in old
+        and (
+            name.split("/")[-1].startswith(_TEMPORARY)
+            or ((name.startswith("data/") or name.endswith(".parts")) and name not in named)
+        )
         and (folder / name).stat().st_mtime < limit
     ]
     for path in [*old, *stale]:  # manifests first, so that none names a file that is gone

@@ -1,6 +1,7 @@
 """Snapshots: numbered manifests and the data files that they name, which readers map into memory.
 
     <root>/snapshots/00000007.json               manifest; the largest number counts
+    <root>/snapshots/00000007-<sha16>.parts      which parts went in (see `part_list`)
     <root>/data/csr-00000-<sha16>.arrow          pairs: one uncompressed record batch {q, doc: list, score: list}
     <root>/data/rows-00000-<sha16>.safetensors   rows: `logits` of a block of nodes, data aligned to 64 bytes
 
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 from structkd.errors import CorruptFileError
 from structkd.files import create_exclusive, inside, sha256_file, sync_folder
 from structkd.scores.manifest import ScoreManifest
+from structkd.scores.part_list import PartList, names_digest
+from structkd.scores.parts import part_names
 from structkd.scores.sealed import as_array, as_numpy, temporary
 
 
@@ -48,6 +51,15 @@ def snapshot_numbers(folder: Path) -> list[int]:
 def manifest_path(folder: Path, number: int) -> Path:
     """Where snapshot `number`'s manifest lies."""
     return folder / "snapshots" / f"{number:08d}.json"
+
+
+def newer_parts(folder: Path, manifest: ScoreManifest | None) -> list[str]:
+    """Names of the committed parts that a snapshot does not hold."""
+    names = part_names(folder)
+    if manifest is None or "path" not in manifest.parts or manifest.parts["names"] == names_digest(names):
+        return names if manifest is None else []
+    done = PartList.read(folder, manifest.parts).units
+    return [name for name in names if name not in done]
 
 
 # data files

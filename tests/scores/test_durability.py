@@ -21,6 +21,7 @@ from structkd.scores import PairScores, TeacherSpec, id_table, log
 from structkd.scores.compaction import compact
 from structkd.scores.log import PairLog
 from structkd.scores.manifest import ScoreManifest, sealed
+from structkd.scores.part_list import PartList
 from structkd.scores.parts import read_pair_part
 from structkd.scores.sealed import sealed_bytes
 from structkd.scores.snapshot import latest, snapshot_numbers
@@ -406,13 +407,16 @@ def test_gc_removes_leftovers_and_old_snapshots(tmp_path: Path) -> None:
     torn.write_bytes(b"half a part")
     stray = folder / "data" / "csr-00000-0123456789abcdef.arrow"
     stray.write_bytes(b"of a crash")
-    assert scores.gc(folder) == ["snapshots/00000000.json", "snapshots/00000001.json"]
+    removed = scores.gc(folder)
+    assert [path.partition("-")[0] for path in removed] == [
+        "snapshots/00000000.json", "snapshots/00000000", "snapshots/00000001.json", "snapshots/00000001"
+    ]  # fmt: skip
     assert torn.exists()  # young: perhaps another process is writing it
     os.utime(torn, (0, 0))
     os.utime(stray, (0, 0))
     assert scores.gc(folder) == ["data/csr-00000-0123456789abcdef.arrow", "parts/.tmp-host-1-2"]
     assert scores.verify(folder).ok
-    assert len(scores.gc(folder, keep=1, ttl_seconds=0)) == 2
+    assert len(scores.gc(folder, keep=1, ttl_seconds=0)) == 3  # manifest, list of its parts, data
     assert latest(folder).snapshot == 3
     assert scores.verify(folder).ok
     assert len(scores.open(folder)) == 6
@@ -425,7 +429,7 @@ def test_manifest_says_what_went_in(tmp_path: Path) -> None:
     folder = small_store(tmp_path)
     manifest = ScoreManifest.read(folder / "snapshots" / "00000000.json")
     assert manifest.counts == {"rows": 6, "queries": 2, "duplicates_dropped": 0, "failed": 0}
-    assert manifest.units == {p.stem for p in (folder / "parts").iterdir()}
+    assert PartList.read(folder, manifest.parts).units == {p.stem for p in (folder / "parts").iterdir()}
     values = np.array([value(np.array([q]), np.array([d]))[0] for q in range(2) for d in range(3)])
     assert manifest.stats["mean"] == pytest.approx(values.mean())
     assert manifest.stats["std"] == pytest.approx(values.std(), rel=1e-5)
