@@ -49,7 +49,15 @@ class MissingScoreError(DataError):
 
 
 class ConflictingScoresError(DataError):
-    """The same key was scored twice by one teacher with two different values."""
+    """The same key was scored twice by one teacher with two different values.
+
+    Attributes:
+        pair: query and document id of one such key, where it is a pair.
+    """
+
+    def __init__(self, message: str, pair: tuple[str, str] | None = None) -> None:
+        self.pair = pair
+        super().__init__(message)
 
 
 class TeacherMismatchError(StructKDError):

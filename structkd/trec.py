@@ -1,8 +1,8 @@
 """TREC files: runs (six columns, or the four-column `query doc rank score`) and their writer."""
 
-import gzip
+import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structkd.errors import DataError
-from structkd.files import atomic_path
 from structkd.ordering import order_ids
+from structkd.packed import BROKEN, open_packed, text_writer
 
 _COLUMNS = {6: (0, 2, 3, 4), 4: (0, 1, 2, 3)}  # columns -> positions of query, document, rank, score
 
@@ -43,22 +43,16 @@ class Run:
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """(line number, line) of a UTF-8 text file, gzip or plain, without byte order mark and line ends; blank lines
-    are skipped."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    with open(path, "rb") as probe:
-        packed = probe.read(2) == b"\x1f\x8b"
-    opener = gzip.open if packed else open
-    with opener(path, "rt", encoding="utf-8-sig", newline=None) as handle:
+    """(line number, line) of a UTF-8 text file, plain, gzip or zstd, without byte order mark and line ends; blank
+    lines are skipped."""
+    with io.TextIOWrapper(open_packed(path), encoding="utf-8-sig", newline=None) as handle:
         number = 0
         try:
             for number, line in enumerate(handle, start=1):
                 line = line.rstrip("\n")
                 if line.strip():
                     yield number, line
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        except (UnicodeDecodeError, *BROKEN) as error:
             raise DataError(f"{path}:{number + 1}: cannot be read as UTF-8 text ({error}).") from None
 
 
@@ -105,16 +99,27 @@ def read_run(path: str | Path, *, by_rank: bool = False) -> Run:
 def write_run(path: str | Path, run: Run, tag: str = "structkd") -> None:
     """Write six TREC columns atomically, ranks from 1, in the order of the run; scores keep float64 digits.
 
+    A name that ends in .gz or .zst is packed.
+
     Raises:
         DataError: an id holds white space, which separates the columns.
     """
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
-        for query, (documents, scores) in run.lists.items():
+    write_lists(path, run.lists.items(), tag)
+
+
+def write_lists(
+    path: str | Path, lists: Iterable[tuple[str, tuple[list[str], NDArray[np.float64]]]], tag: str = "structkd"
+) -> None:
+    """`write_run` of lists that come one by one."""
+    with text_writer(path) as handle:
+        for query, (documents, scores) in lists:
             for name, what in ((query, "query"), *((document, "document") for document in documents)):
                 if len(name.split()) != 1:
                     raise DataError(f"{path}: {what} id {name!r} holds white space, which separates a run's columns.")
-            for rank, (document, score) in enumerate(zip(documents, scores, strict=True), start=1):
-                handle.write(f"{query} Q0 {document} {rank} {float(score)!r} {tag}\n")
+            handle.writelines(
+                f"{query} Q0 {document} {rank} {score!r} {tag}\n"
+                for rank, (document, score) in enumerate(zip(documents, scores.tolist(), strict=True), start=1)
+            )
 
 
 def run_of(query_ids: Sequence[str], document_ids: Sequence[str], scores: NDArray[np.floating]) -> Run:

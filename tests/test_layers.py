@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1] / "structkd"
 LAYERS = [
     {"errors", "text"},
     {"files", "ids", "progress"},
+    {"packed"},
     {"ordering"},
     {"trec", "runs"},
     {"objectives", "scores", "index", "report", "acquisition"},
@@ -32,7 +33,7 @@ INSIDE = {
         {"dual_head", "fusion_ratio"},
     ],
     "scores": [
-        {"manifest", "_lookup", "sealed", "topk"},
+        {"manifest", "_lookup", "_opcodes", "sealed", "topk"},
         {"card"},
         {"id_table", "parts", "part_list", "remote"},  # a mirror checks the manifest
         {"snapshot"},
@@ -44,10 +45,12 @@ INSIDE = {
         {"pairs", "nodes"},
         {"store"},
         {"cache", "formats_base"},
-        {"produce"},
-        {"formats_runs", "formats_lists"},
-        {"formats_texts", "formats_nodes"},
+        {"produce", "delimited"},
+        {"formats_margins", "formats_runs"},
+        {"formats_json", "formats_pickle", "formats_tables"},
+        {"formats_nodes"},
         {"formats"},
+        {"importing"},
         {"publish"},
         {"calibrate", "compare", "doctor", "provenance"},
     ],
@@ -136,12 +139,14 @@ FENCES = {
     "cyclopts": {"cli/"},
     "rich": {"progress.py", "cli/"},
     "pyarrow": {
+        "packed.py",
         "scores/sealed.py",
         "scores/id_table.py",
         "scores/parts.py",
         "scores/log.py",
         "scores/snapshot.py",
         "scores/bundle.py",
+        "scores/delimited.py",
         "scores/formats",
     },
     "safetensors": {
@@ -158,6 +163,7 @@ FENCES = {
     "fsspec": {"scores/remote.py"},
     "numba": {
         "scores/_lookup.py",
+        "scores/_opcodes.py",
         "graph/_edges.py",
         "graph/_layers.py",
         "graph/_sample.py",

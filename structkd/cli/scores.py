@@ -1,6 +1,8 @@
 """`structkd scores`: import, export, show, compact, verify, publish, diff, ensemble."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -10,18 +12,20 @@ from cyclopts import App, Parameter
 from structkd import scores
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import MissingScoreError, UsageError
-from structkd.files import sha256_file
+from structkd.ids import Texts
 from structkd.progress import note, track
+from structkd.ranking.answers import read_answers, replay
 from structkd.ranking.data import Collection
 from structkd.ranking.datasets import load, splits
-from structkd.scores import NodeScores, PairScores, TeacherSpec, formats
+from structkd.scores import NodeScores, PairScores, TeacherSpec, formats, import_file
 from structkd.scores.calibrate import Calibration, calibrated
 from structkd.scores.compaction import Dtype
 from structkd.scores.compare import compare
 from structkd.scores.doctor import examine
-from structkd.scores.formats_base import NodeTable, ScoreTable, lists_of
-from structkd.scores.formats_lists import write_margin_triples
+from structkd.scores.formats_base import Rows, ScoreTable, lists_of
+from structkd.scores.formats_margins import write_margin_triples
 from structkd.scores.merge import OnConflict
+from structkd.trec import read_run
 
 app = App(name="scores", help="Teacher-score caches and files: import, export, check, publish, combine.")
 
@@ -37,15 +41,16 @@ def import_(
     format: str = "auto",
     teacher_name: str | None = None,
     collection: str | None = None,
+    candidates: Path | None = None,
     dtype: Dtype | None = None,
     common: Common = Common(),
 ) -> Output:
-    """Read a score file into a store.
+    """Read a score file into a store: whole or not at all, in constant memory.
 
     Parameters
     ----------
     file
-        The score file, gzip or plain.
+        The score file: plain, gzip or zstd.
     out
         Folder of the store; an existing one must be of the same teacher.
     format
@@ -54,51 +59,50 @@ def import_(
         Who made the scores; default: the file's name.
     collection
         Collection whose texts the ids stand for: then the texts are part of the key.
+    candidates
+        For a language model's raw list-wise answers ("[2] > [1]"): the run that they reorder, 20 at a time in steps of
+        10 from the 100th up (ranking order takes other sizes).
     dtype
         float16, float32 or auto: float16 where it loses nothing that matters.
     """
-    chosen, table = formats.read(file, format)
-    for line in table.notes:
-        note(line)
-    name = teacher_name or file.name
-    provenance: dict[str, Any] = {"source": file.name, "format": chosen}
-    if table.notes:
-        provenance["notes"] = list(table.notes)
-    if file.is_file():
-        provenance["source_sha256"] = sha256_file(file)
-    if isinstance(table, NodeTable):
-        spec = TeacherSpec(name, kind="rows")
-        scores.write_nodes(
-            out, spec, table.logits, table.graph_fingerprint, provenance=provenance, dtype=_node_dtype(dtype)
-        )
-    else:
-        spec = TeacherSpec(name, extra={} if table.kind == "score" else {"score_kind": table.kind})
-        texts = _texts_of(table, load(collection) if collection else None)
-        scores.write_pairs(
-            out, spec, table.query_ids, table.document_ids, table.scores, *texts, provenance=provenance, dtype=dtype
-        )
+    loaded = load(collection) if collection else None
+    chosen = import_file(
+        file,
+        out,
+        format=format,
+        teacher_name=teacher_name,
+        dtype=dtype,
+        texts=partial(_with_texts, loaded) if loaded else None,
+        opened=partial(_answers, file, candidates) if candidates else None,
+        say=note,
+    )
     shown = _describe(out)
     return Output(
         {"format": chosen, "store": str(out), **shown}, tables=[Table(f"{file.name} ({chosen})", [_row(shown)])]
     )
 
 
-def _node_dtype(dtype: Dtype | None) -> Dtype | None:
-    return "float32" if dtype is None else dtype
+def _with_texts(collection: Collection, block: ScoreTable) -> ScoreTable:
+    """A block with the texts of a collection (every id must be in it), unless the file has its own."""
+    if block.query_texts is not None:
+        return block
+
+    def texts(held: Texts, what: str, ids: list[str]) -> list[str]:
+        return [held.texts[row] for row in held.ids.rows(ids, f"{collection.name}: {what} of the score file")]
+
+    return block.with_texts(
+        partial(texts, collection.queries, "queries"), partial(texts, collection.documents, "documents")
+    )
 
 
-def _texts_of(table: ScoreTable, collection: Collection | None) -> tuple[Sequence[str] | None, Sequence[str] | None]:
-    """Texts of a table's pairs: its own, else those of a collection (every id must be in it)."""
-    if collection is None:
-        return table.query_texts, table.document_texts
-    out = []
-    for ids, texts, what in (
-        (table.query_ids, collection.queries, "queries"),
-        (table.document_ids, collection.documents, "documents"),
-    ):
-        rows = texts.ids.rows(ids, f"{collection.name}: {what} of the score file")
-        out.append([texts.texts[row] for row in rows])
-    return out[0], out[1]
+def _answers(file: Path, candidates: Path) -> tuple[str, Iterator[ScoreTable]]:
+    """The order that a language model's answers give to a run."""
+    found = replay(read_run(candidates, by_rank=True), read_answers(file))
+    rows = Rows(file, "rank")
+    for query, (documents, values) in found.run.lists.items():
+        rows.add_list(query, documents, values.tolist(), 0)
+    line = f"{found.exact} of {found.windows} answers are permutations; the others were completed in the old order"
+    return "answers", iter([replace(rows.take([f"{file}: {line}; only the order counts"]), lines=None)])
 
 
 @app.command

@@ -20,7 +20,8 @@ from structkd.ranking.cross_encoder import CrossScorer
 from structkd.ranking.multi_vector import MultiVectorScorer
 from structkd.ranking.students import load_student
 from structkd.scores.cache import Scorer
-from structkd.scores.formats_texts import read_rank_permutations
+from structkd.scores.formats_base import joined
+from structkd.scores.formats_runs import read_rank_permutations
 from structkd.scores.manifest import TeacherSpec
 from structkd.trec import Run, read_run
 
@@ -33,7 +34,7 @@ class RunScorer:
     """The scores, or only the order, of a run file; of the permutations that a language model wrote.
 
     An order may come as a run whose ranks count, as `query document rank` columns, or as one JSON list
-    `[query, document, ...]` or object {"query_id", "document_ids"} a line (`scores.formats_texts`).
+    `[query, document, ...]` or object {"query_id", "document_ids"} a line (`scores.formats_runs`).
 
     Attributes:
         run: what the file lists.
@@ -72,9 +73,11 @@ def _read_order(path: Path) -> Run:
     Raises:
         DataError: a malformed line, or a document that a list names twice: then its order is not known.
     """
-    table = read_rank_permutations(path)
+    table = joined(read_rank_permutations(path))
     lists: dict[str, dict[str, float]] = {}
-    for query, document, score in zip(table.query_ids, table.document_ids, table.scores.tolist(), strict=True):
+    for query, document, score in zip(
+        table.query_ids.to_pylist(), table.document_ids.to_pylist(), table.scores.tolist(), strict=True
+    ):
         own = lists.setdefault(query, {})
         if document in own:
             raise DataError(f"{path}: the order of query {query!r} names document {document!r} twice; remove one.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from structkd.scores.compaction import compact
 from structkd.scores.compare import describe
 from structkd.scores.formats import READERS, WRITERS
+from structkd.scores.importing import import_file
 from structkd.scores.manifest import ScoreManifest, TeacherSpec
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
@@ -30,6 +31,7 @@ __all__ = [
     "compact",
     "describe",
     "gc",
+    "import_file",
     "open",
     "publish",
     "verify",

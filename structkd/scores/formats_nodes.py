@@ -1,5 +1,6 @@
 """Files of node logits from any framework: npz, safetensors, parquet."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from structkd.errors import CorruptFileError, DataError, UsageError
+from structkd.files import atomic_path
+from structkd.ids import fingerprint_fields
 from structkd.scores.formats_base import NodeTable
-from structkd.scores.formats_lists import LOGIT_NAMES, read_node_npz
-from structkd.scores.formats_runs import open_parquet
+from structkd.scores.formats_tables import open_parquet
 
 FINGERPRINT = "graph_fingerprint"
+LOGIT_NAMES = ("logits", "out", "arr_0")
 
 
 def read_node_file(path: str | Path) -> NodeTable:
@@ -79,3 +82,35 @@ def _parquet(path: Path) -> tuple[NDArray[np.floating], str]:
     if len(widths) != 1 or None in rows:
         raise DataError(f"{path}: rows of {sorted(widths)} logits; expected one length for every node.")
     return np.asarray(rows, dtype=np.float32), fingerprint
+
+
+# node-npz
+
+
+def read_node_npz(path: Path) -> NodeTable:
+    """A NumPy archive with `logits` [nodes, classes] (also named out or arr_0), optionally `graph_fingerprint`."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
+            name = next((name for name in LOGIT_NAMES if name in archive.files), None)
+            if name is None:
+                raise DataError(f"{path}: arrays {archive.files}; expected one of {LOGIT_NAMES}.")
+            logits = archive[name]
+            known = str(archive["graph_fingerprint"]) if "graph_fingerprint" in archive.files else None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a readable npz archive ({error}).") from None
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: its arrays are Python objects, which are not read ({error}).") from None
+    if logits.ndim != 2 or not np.issubdtype(logits.dtype, np.floating):
+        raise DataError(f"{path}: {name} has shape {logits.shape} and dtype {logits.dtype}; expected floats in 2 axes.")
+    notes = () if known else (f"{path}: names no graph_fingerprint; the rows are bound to this file's name alone.",)
+    return NodeTable(logits.astype(np.float32), known or fingerprint_fields(["graph of", path.name]), notes)
+
+
+def write_node_npz(path: Path, nodes: NodeTable) -> None:
+    """`logits` and `graph_fingerprint`."""
+    with atomic_path(path) as draft, open(draft, "wb") as handle:
+        np.savez_compressed(handle, logits=nodes.logits, graph_fingerprint=np.asarray(nodes.graph_fingerprint))

@@ -1,254 +1,261 @@
-"""Formats with one score (or rank) per pair in a flat or list table: runs, BEIR results, parquet tables."""
+"""Runs: one scored (or ranked) document a line, and BEIR's one JSON object of a whole run."""
 
-import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from structkd.errors import CorruptFileError, DataError
-from structkd.files import atomic_path, write_text
-from structkd.scores.formats_base import Lists, Rows, ScoreTable, identifier, json_ids, json_lines, number, open_bytes
-from structkd.trec import Run, read_lines, read_run, write_run
+from structkd.errors import DataError
+from structkd.packed import BROKEN, open_packed, text_writer
+from structkd.scores.delimited import Columns, Kind, Layout, read_columns
+from structkd.scores.formats_base import Blocks, Lists, Rows, ScoreTable, identifier, json_lines, number
+from structkd.trec import read_lines, write_lists
 
-QUERY_NAMES = ("query_id", "qid", "query-id")
-DOCUMENT_NAMES = (
-    "document_ids",
-    "document_id",
-    "doc_ids",
-    "doc_id",
-    "docid",
-    "docno",
-    "corpus_id",
-    "passage_id",
-    "pid",
-)
-SCORE_NAMES = ("scores", "score", "label")
+_SIX: dict[str, Kind] = {
+    "query_id": "id", "q0": "unused", "document_id": "id", "rank": "number", "score": "number", "tag": "unused",
+}  # fmt: skip
+_FOUR: dict[str, Kind] = {"query_id": "id", "document_id": "id", "rank": "number", "score": "number"}
+_THREE: dict[str, Kind] = {"query_id": "id", "document_id": "id", "rank": "number"}
 
 # trec-run
 
 
-def read_trec_run(path: Path) -> ScoreTable:
+def read_trec_run(path: Path) -> Blocks:
     """Six columns `query Q0 document rank score tag`, or four `query document rank score`."""
-    run = read_run(path)
-    queries, documents, scores = run.pairs()
-    by_rank = read_run(path, by_rank=True)
-    other = sum(by_rank.lists[query][0] != documents for query, (documents, _) in run.lists.items())
-    notes = []
+    other = lists = 0
+    for columns in read_columns(path, run_layout(path)):
+        _whole_ranks(path, columns)
+        found = _disagreements(columns)
+        other, lists = other + found[0], lists + found[1]
+        yield _pairs(columns, columns.numbers["score"])
     if other:
-        notes.append(
-            f"{path}: in {other} of {len(run.lists)} lists the rank column disagrees with the scores; the scores "
+        note = (
+            f"{path}: in {other} of {lists} lists the rank column disagrees with the scores; the scores "
             "count here. For a re-ranked run that kept its first stage's scores use --format rank-permutations."
         )
-    return ScoreTable(queries, documents, scores, notes=tuple(notes))
+        yield Rows().take([note])
+
+
+def run_layout(path: Path) -> Layout:
+    """Layout of a run from its first line; DataError for another number of columns."""
+    line_number, line = next(read_lines(path), (1, ""))
+    tabs = line.count("\t") + 1
+    width = tabs if tabs in (3, 4, 6) else len(line.split())
+    for columns in (_SIX, _FOUR):
+        if width == len(columns):
+            return Layout(columns, "\t" if width == tabs else None)
+    raise DataError(
+        f"{path}:{line_number}: found {width} columns, expected 6 (query Q0 document rank score tag) or 4 "
+        "(query document rank score)."
+    )
+
+
+def _pairs(columns: Columns, scores: np.ndarray, kind: str = "score") -> ScoreTable:
+    ids = columns.texts["query_id"], columns.texts["document_id"]
+    return ScoreTable(*ids, scores, "rank" if kind == "rank" else "score", lines=columns.lines)
+
+
+def _whole_ranks(path: Path, columns: Columns) -> None:
+    """Decimals in the rank column: rank and score change places."""
+    ranks = columns.numbers["rank"]
+    if (bad := np.flatnonzero((ranks != np.floor(ranks)) | (ranks < 0))).size:
+        at = bad[0]
+        score = columns.numbers["score"][at] if "score" in columns.numbers else None
+        hint = "" if score is None else f", the score is {score:g}: do the two columns change places?"
+        raise DataError(f"{path}:{columns.lines[at]}: rank {ranks[at]:g}; expected 0, 1, 2, ...{hint}")
+
+
+def _disagreements(columns: Columns) -> tuple[int, int]:
+    """In how many lists of a block a document has a better score than one that stands above it, and how many lists."""
+    coded = columns.texts["query_id"].dictionary_encode()
+    queries = coded.indices.to_numpy()
+    order = np.lexsort((columns.numbers["rank"], queries))
+    scores, queries = columns.numbers["score"][order], queries[order]
+    rising = (scores[1:] > scores[:-1]) & (queries[1:] == queries[:-1])
+    return len(np.unique(queries[1:][rising])), len(coded.dictionary)
 
 
 def write_trec_run(path: Path, lists: Lists) -> None:
     """Six columns, best first."""
-    write_run(path, Run(dict(lists.lists)), tag=lists.model.replace(" ", "_") or "structkd")
+    write_lists(path, lists.lists.items(), tag=lists.model.replace(" ", "_") or "structkd")
 
 
 # beir-run
 
 
-def read_beir_run(path: Path) -> ScoreTable:
-    """One JSON object {query: {document: score}}."""
-    try:
-        value = json.loads(open_bytes(path))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a JSON object of query -> document -> score ({error}).") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: found a JSON {type(value).__name__}, expected an object query -> document -> score.")
-    return scores_by_query(value, str(path))
-
-
-def scores_by_query(value: Mapping[Any, Any], where: str) -> ScoreTable:
-    """Flat columns of {query: {document: score}}."""
-    rows = Rows()
-    for query, found in value.items():
-        if not isinstance(found, Mapping):
+def read_beir_run(path: Path) -> Blocks:
+    """One JSON object {query: {document: score}}, query after query."""
+    rows = Rows(path)
+    for line, query, found in _items(path):
+        where = f"{path}:{line}"
+        if not isinstance(found, dict):
             raise DataError(f"{where}: query {query!r} holds a {type(found).__name__}, expected document -> score.")
         for document, score in found.items():
-            here = f"{where}: query {query!r}, document {document!r}"
-            rows.add(identifier(query, where, "query"), identifier(document, where), number(score, here))
-    return rows.table()
+            if type(score) is not float:
+                number(score, f"{where}: query {query!r}, document {document!r}")
+        rows.add_list(identifier(query, where, "query"), list(found), list(map(float, found.values())), line)
+        if rows.full:
+            yield rows.take()
+    yield rows.take()
+
+
+def _items(path: Path) -> Iterator[tuple[int, Any, Any]]:
+    """(line, key, value) of a JSON object in a file, of which one item at a time is in memory."""
+    text = _Text(path)
+    if text.peek() != "{":
+        start = text.buffer[text.at : text.at + 20]
+        raise DataError(f"{path}:{text.line}: found {start!r}, expected a JSON object of query -> document -> score.")
+    text.skip("{")
+    while text.peek() != "}":
+        line = text.line
+        key = text.value()
+        if text.peek() != ":":
+            raise text.broken("expected a colon")
+        text.skip(":")
+        yield line, key, text.value()
+        if text.peek() == ",":
+            text.skip(",")
+        elif text.peek() != "}":
+            raise text.broken("expected a comma or the object's end")
+    text.skip("}")
+    if text.peek():
+        raise text.broken("something follows the object")
+
+
+class _Text:
+    """A JSON text that is read as far as it is needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.buffer, self.at, self.line = path, "", 0, 1
+        self._chunks = _chunks(path)
+        self._decoder = json.JSONDecoder()
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            while self.at < len(self.buffer):
+                letter = self.buffer[self.at]
+                if not letter.isspace():
+                    return letter
+                self.skip(letter)
+            if not self._more():
+                return ""
+
+    def skip(self, letter: str) -> None:
+        """Go on behind a character."""
+        self.at += len(letter)
+        self.line += letter == "\n"
+
+    def value(self) -> Any:
+        """The next JSON value."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self.buffer, self.at)
+            except json.JSONDecodeError as error:
+                if not self._more():
+                    raise self.broken(error.msg) from None
+                continue
+            if end == len(self.buffer) and self._more():  # a number may go on
+                continue
+            self.line += self.buffer.count("\n", self.at, end)
+            self.at = end
+            return value
+
+    def broken(self, why: str) -> DataError:
+        """What is wrong at this place."""
+        return DataError(
+            f"{self.path}:{self.line}: not a JSON object of query -> document -> score ({why}). Was it cut short?"
+        )
+
+    def _more(self) -> bool:
+        chunk = next(self._chunks, "")
+        self.buffer, self.at = self.buffer[self.at :] + chunk, 0
+        return bool(chunk)
+
+
+def _chunks(path: Path) -> Iterator[str]:
+    with io.TextIOWrapper(open_packed(path), encoding="utf-8-sig") as handle:
+        size = 1 << 16
+        try:
+            while chunk := handle.read(size):
+                yield chunk
+                size = min(2 * size, 1 << 24)
+        except (UnicodeDecodeError, *BROKEN) as error:
+            raise DataError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
 
 
 def write_beir_run(path: Path, lists: Lists) -> None:
     """One JSON object {query: {document: score}}."""
-    value = {
-        query: dict(zip(documents, scores.tolist(), strict=True)) for query, (documents, scores) in lists.lists.items()
-    }
-    write_text(path, json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    with text_writer(path) as handle:
+        before = "{"
+        for query, (documents, scores) in lists.lists.items():
+            found = dict(zip(documents, scores.tolist(), strict=True))
+            handle.write(f"{before}{_json(query)}: {_json(found)}")
+            before = ", "
+        handle.write("}\n" if before == ", " else "{}\n")
 
 
-# parquet, pylate, lightning-ir
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def read_parquet_table(path: Path) -> ScoreTable:
-    """A parquet table: query, document and score columns under their usual names, flat or as parallel lists."""
-    return table_rows(open_parquet(path), str(path))
+# rank-permutations
 
 
-def open_parquet(path: Path) -> pa.Table:
-    """A parquet file, or a folder's data/*.parquet or train*.parquet as one table."""
-    if path.is_dir():
-        files = (
-            sorted(path.glob("data/*.parquet"))
-            or sorted(path.glob("train*.parquet"))
-            or sorted(path.glob("train/*.parquet"))
-        )
-        if not files:
-            raise DataError(f"{path}: no data/*.parquet or train*.parquet in this folder.")
-        return pa.concat_tables([open_parquet(file) for file in files])
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        return pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptFileError(f"{path}: not a readable parquet file ({error}).") from None
+def read_rank_permutations(path: Path) -> Blocks:
+    """Orders without scores: `query document rank` columns, a run whose ranks count, `[qid, pid, ...]` or
+    {"query_id", "document_ids"} a line. Scores become -1, -2, ... by rank."""
+    _, line = next(read_lines(path), (1, ""))
+    if line.lstrip()[:1] in ("[", "{"):
+        yield from _read_json_orders(path)
+    elif 3 in (line.count("\t") + 1, len(line.split())):
+        layout = Layout(_THREE, "\t" if line.count("\t") == 2 else None)
+        yield from _read_ranks(path, layout)
+    else:
+        yield from _read_ranks(path, run_layout(path))
+    yield Rows(kind="rank").take([f"{path}: only the order counts; scores are -1, -2, ... by rank"])
 
 
-def table_rows(table: pa.Table, where: str) -> ScoreTable:
-    """Scores of a table; DataError names the row of unequal lists, null ids and scores that are no numbers."""
-    query = _named(table, QUERY_NAMES, where)
-    document = _named(table, DOCUMENT_NAMES, where)
-    score = next((name for name in SCORE_NAMES if name in table.column_names), None)
-    if score is None and "rank" not in table.column_names:
-        raise DataError(f"{where}: columns {table.column_names}; expected one of {SCORE_NAMES} or rank.")
-    queries = table[query].to_pylist()
-    documents = table[document].to_pylist()
-    values = table[score or "rank"].to_pylist()
-    rows = Rows()
-    for line, (name, found, value) in enumerate(zip(queries, documents, values, strict=True)):
-        here = f"{where}: row {line}"
-        name = identifier(name, here, "query")
-        found, value = _parsed(found, here), _parsed(value, here)
-        if not isinstance(found, list):
-            found, value = [found], [value]
-        if not isinstance(value, list) or len(found) != len(value):
-            count = len(value) if isinstance(value, list) else 1
-            raise DataError(f"{here}: {len(found)} documents but {count} scores; expected one score per document.")
-        for one, its_score in zip(found, value, strict=True):
-            rows.add(name, identifier(one, here), number(its_score, here) * (1 if score else -1))
-    return rows.table("score" if score else "rank")
+def _read_ranks(path: Path, layout: Layout) -> Blocks:
+    shift = None
+    for columns in read_columns(path, layout):
+        _whole_ranks(path, columns)
+        ranks = columns.numbers["rank"]
+        if shift is None:
+            shift = float(ranks.min(initial=1) == 0)  # some count from 0
+        yield _pairs(columns, -(ranks + shift), "rank")
 
 
-def _named(table: pa.Table, names: tuple[str, ...], where: str) -> str:
-    for name in names:
-        if name in table.column_names:
-            return name
-    raise DataError(f"{where}: columns {table.column_names}; expected one of {names}.")
+def _read_json_orders(path: Path) -> Blocks:
+    rows = Rows(path, "rank")
+    for line, value in json_lines(path):
+        query, documents = _ordered(value, f"{path}:{line}")
+        names = identifier(query, f"{path}:{line}", "query")
+        rows.add_list(names, documents, [-float(rank) for rank in range(1, len(documents) + 1)], line)
+        if rows.full:
+            yield rows.take()
+    yield rows.take()
 
 
-def _parsed(value: Any, where: str) -> Any:
-    """Some public tables store lists as strings: they are JSON and parsed as such, never evaluated."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            raise DataError(f"{where}: {value[:60]!r} looks like a list but is not JSON.") from None
-    return value
+def _ordered(value: Any, where: str) -> tuple[Any, list[Any]]:
+    if isinstance(value, list) and len(value) > 1 and not any(isinstance(item, (list, dict)) for item in value):
+        return value[0], value[1:]
+    if isinstance(value, dict) and {"query_id", "document_ids"} <= value.keys():
+        if isinstance(value["document_ids"], list):
+            return value["query_id"], value["document_ids"]
+        raise DataError(f"{where}: document_ids is a {type(value['document_ids']).__name__}, expected a list.")
+    raise DataError(f"{where}: expected [qid, pid, ...] or an object with query_id and document_ids.")
 
 
-def write_parquet_table(path: Path, lists: Lists) -> None:
-    """query_id, document_ids (list), scores (list of float32); ids are numbers when every one is."""
-    documents = [name for names, _ in lists.lists.values() for name in names]
-    names = json_ids(documents)
-    values = np.concatenate([scores for _, scores in lists.lists.values()] or [np.empty(0)])
-    offsets = pa.array(np.cumsum([0, *(len(names) for names, _ in lists.lists.values())]), type=pa.int32())
-    table = pa.table(
-        {
-            "query_id": pa.array(json_ids(list(lists.lists))),
-            "document_ids": pa.ListArray.from_arrays(offsets, pa.array(names, type=None if names else pa.string())),
-            "scores": pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.float32))),
-        }
-    )
-    with atomic_path(path) as draft:
-        pq.write_table(table, draft, compression="zstd")
-
-
-def read_pylate(path: Path) -> ScoreTable:
-    """PyLate's table {query_id, document_ids, scores}: parquet, a folder with train*.parquet, or JSON lines."""
-    if path.is_file() and not is_parquet(path):
-        return _read_json_table(path)
-    return read_parquet_table(path)
-
-
-def _read_json_table(path: Path) -> ScoreTable:
-    rows = Rows()
-    for where, value in json_lines(path):
-        if not isinstance(value, dict):
-            raise DataError(f"{where}: found a JSON {type(value).__name__}, expected an object.")
-        query = next((value[name] for name in QUERY_NAMES if name in value), None)
-        documents = next((value[name] for name in DOCUMENT_NAMES if name in value), None)
-        scores = next((value[name] for name in SCORE_NAMES if name in value), None)
-        if query is None or documents is None or scores is None:
-            raise DataError(f"{where}: fields {sorted(value)}; expected query_id, document_ids and scores.")
-        documents, scores = _parsed(documents, where), _parsed(scores, where)
-        if not isinstance(documents, list):
-            documents, scores = [documents], [scores]
-        if not isinstance(scores, list) or len(scores) != len(documents):
-            raise DataError(f"{where}: {len(documents)} documents but another number of scores.")
-        for document, score in zip(documents, scores, strict=True):
-            rows.add(identifier(query, where, "query"), identifier(document, where), number(score, where))
-    return rows.table()
-
-
-def read_lightning_ir(path: Path) -> ScoreTable:
-    """A Lightning IR run: parquet or JSON (lines) with qid/query_id, docno/doc_id, score; a TREC run; or a CSV."""
-    if is_parquet(path):
-        return read_parquet_table(path)
-    _, line = next(read_lines(path), (0, ""))
-    if line.lstrip().startswith("{"):
-        return _read_json_table(path)
-    if line.lower().startswith(("q_id", *QUERY_NAMES)):
-        return _read_csv(path, "\t" if "\t" in line else ",")
-    return read_trec_run(path)
-
-
-def _read_csv(path: Path, separator: str) -> ScoreTable:
-    text = io.StringIO(open_bytes(path).decode("utf-8-sig"), newline="")
-    reader = csv.DictReader(text, delimiter=separator)
-    header = reader.fieldnames or []
-    query = next((name for name in QUERY_NAMES if name in header), None)
-    document = next((name for name in DOCUMENT_NAMES if name in header), None)
-    if query is None or document is None or "score" not in header:
-        raise DataError(f"{path}:1: columns {header}; expected query_id, doc_id and score.")
-    rows = Rows()
-    for line in reader:
-        where = f"{path}:{reader.line_num}"
-        rows.add(
-            identifier(line[query], where, "query"), identifier(line[document], where), number(line["score"], where)
-        )
-    return rows.table()
-
-
-def write_lightning_ir(path: Path, lists: Lists) -> None:
-    """Parquet with query_id, doc_id, rank, score; a TREC run when the name ends in .run or .tsv."""
-    if path.suffix in (".run", ".tsv"):
-        write_trec_run(path, lists)
-        return
-    flat = [
-        (query, document, rank, score)
-        for query, (documents, scores) in lists.lists.items()
-        for rank, (document, score) in enumerate(zip(documents, scores, strict=True), start=1)
-    ]
-    names = ("query_id", "doc_id", "rank", "score")
-    types = (pa.string(), pa.string(), pa.int32(), pa.float32())
-    arrays = [pa.array([row[i] for row in flat], type=kind) for i, kind in enumerate(types)]
-    with atomic_path(path) as draft:
-        pq.write_table(pa.table(arrays, names=list(names)), draft, compression="zstd")
-
-
-def is_parquet(path: Path) -> bool:
-    """True for a file that starts as parquet does."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as handle:
-        return handle.read(4) == b"PAR1"
+def write_rank_permutations(path: Path, lists: Lists) -> None:
+    """`query document rank`, tabs, ranks from 1 in ranking order."""
+    with text_writer(path) as handle:
+        for query, (names, _) in lists.lists.items():
+            for name in (query, *names):
+                if set(name) & set("\t\n\r"):
+                    raise DataError(f"{path}: id {name!r} has a tab or a line end in it; rename it.")
+            handle.writelines(f"{query}\t{name}\t{rank}\n" for rank, name in enumerate(names, start=1))

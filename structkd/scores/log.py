@@ -9,7 +9,7 @@ A visible file is complete. Ids are written before any part that refers to them 
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -81,6 +81,11 @@ class _Log:
         """Names of all committed units."""
         return set(part_names(self.folder))
 
+    def withdraw(self, names: Iterable[str]) -> None:
+        """Remove units that nothing refers to yet: those of an import that failed."""
+        for name in names:
+            (self.folder / "parts" / f"{name}.parquet").unlink(missing_ok=True)
+
     def _commit(self, name: str, table: pa.Table, footer: dict[str, str], provenance: dict[str, Any] | None) -> bool:
         target = self.folder / "parts" / f"{name}.parquet"
         if target.exists():
@@ -125,8 +130,7 @@ class PairLog(_Log):
             pair = (self.queries.ids[queries[at]], self.documents.ids[documents[at]])
             raise DataError(f"{self.folder}: the pair {pair} occurs twice in one unit. Remove one.")
         keys = np.concatenate([self.queries.keys(queries), self.documents.keys(documents)], axis=1)
-        words = np.ascontiguousarray(keys).view(">u8")
-        block = keys[np.lexsort(words.T[::-1])].tobytes()
+        block = keys[_canonical_order(keys)].tobytes()
         name = hashlib.sha256(self.spec.fingerprint.encode() + block).hexdigest()[:16]
         return Unit(name, queries, documents)
 
@@ -292,6 +296,15 @@ def _header(folder: Path, header: Header) -> Header:
         if have != want:
             raise TeacherMismatchError(str(folder), {name: (have, want)})
     return found
+
+
+def _canonical_order(keys: NDArray[np.uint8]) -> IntArray:
+    """An order of distinct 32-byte keys that depends on nothing but the keys: by a mix of their words, then by all."""
+    words = np.ascontiguousarray(keys).view("<u8")
+    mixed = words[:, 0] + words[:, 2] * np.uint64(0x9E3779B97F4A7C15)
+    order = np.argsort(mixed)
+    ordered = mixed[order]
+    return np.lexsort((*words.T, mixed)) if (ordered[1:] == ordered[:-1]).any() else order
 
 
 def _versions() -> str:

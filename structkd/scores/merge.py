@@ -59,7 +59,7 @@ def merge(
     on_conflict: OnConflict = "error",
     tol: float | None = None,
     where: str,
-    name: Callable[[int, int], object],
+    name: Callable[[int, int], tuple[str, str]],
 ) -> Merged:
     """Sort pairs by key and make them distinct.
 
@@ -91,7 +91,8 @@ def merge(
         raise ConflictingScoresError(
             f"{where}: {len(bad)} pairs were scored twice with different values (largest difference "
             f"{delta.max():.6g}), for example {', '.join(map(str, shown))}. The teacher is not deterministic; "
-            f"compact with on_conflict='first' or 'mean' to accept that."
+            f"compact with on_conflict='first' or 'mean' to accept that.",
+            shown[0],
         )
     if on_conflict == "mean":
         counts = np.diff(np.append(starts, len(keys)))
@@ -143,15 +144,16 @@ def not_in(shards: Shards, merged: Merged, *, dtype: str, teacher_dtype: str, fo
         pair = namer(folder)(int(queries[at]), int(documents[at]))
         raise ConflictingScoresError(
             f"{folder}: {len(bad)} pairs have another score in a newer part than in the snapshot, for example "
-            f"{pair}: {stored[bad[0]]:.6g} and {fresh[bad[0]]:.6g}. Compact with on_conflict='first' or 'mean'."
+            f"{pair}: {stored[bad[0]]:.6g} and {fresh[bad[0]]:.6g}. Compact with on_conflict='first' or 'mean'.",
+            pair,
         )
     return Merged(merged.keys[~twice], merged.scores[~twice], merged.dropped + len(stored))
 
 
-def namer(folder: Path) -> Callable[[int, int], object]:
+def namer(folder: Path) -> Callable[[int, int], tuple[str, str]]:
     """Shows a pair of rows by its ids (the tables are read when a message needs them)."""
 
-    def name(query: int, document: int) -> object:
+    def name(query: int, document: int) -> tuple[str, str]:
         return IdTable(folder / "ids", "queries").ids[query], IdTable(folder / "ids", "docs").ids[document]
 
     return name

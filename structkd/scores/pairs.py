@@ -85,9 +85,7 @@ class PairScores:
     @property
     def whole(self) -> bool:
         """Whether the manifest tells all: no newer parts, and no text that a newer one replaced."""
-        tables = (self.queries, self.documents)
-        newest = all(table.newest_mask() is None for table in tables)
-        return newest and self.manifest is not None and self.manifest.counts["rows"] == len(self)
+        return not self._replaced and self.manifest is not None and self.manifest.counts["rows"] == len(self)
 
     @property
     def dtype(self) -> str:
@@ -112,8 +110,31 @@ class PairScores:
     @property
     def query_ids(self) -> Strings:
         """Ids of the queries that have scores."""
-        rows = sorted({int(row) for shard in self._shards.parts for row in shard.query_rows})
-        return [self.queries.ids[row] for row in rows if self.queries.is_newest(row)]
+        if self._replaced:
+            rows = np.unique(self.rows()[0])
+        else:
+            rows = np.unique(
+                np.concatenate([np.empty(0, np.uint32), *(part.query_rows for part in self._shards.parts)])
+            )
+        return [self.queries.ids[row] for row in rows.tolist()]
+
+    @property
+    def document_ids(self) -> Strings:
+        """Ids of the documents that have scores."""
+        seen = np.zeros(len(self.documents), dtype=np.bool_)
+        for rows in [self.rows()[1]] if self._replaced else [part.documents for part in self._shards.parts]:
+            seen[rows] = True
+        return [self.documents.ids[row] for row in np.flatnonzero(seen).tolist()]
+
+    @property
+    def num_shown(self) -> int:
+        """Pairs whose texts are the newest of their ids."""
+        return len(self.rows()[0]) if self._replaced else len(self)
+
+    @property
+    def _replaced(self) -> bool:
+        """Whether an id has a newer text."""
+        return any(table.newest_mask() is not None for table in (self.queries, self.documents))
 
     # lookups
 

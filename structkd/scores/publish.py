@@ -108,7 +108,9 @@ def _draft(store: PairScores | NodeScores, license: str, citation: str | None, t
         teacher_fp=store.spec.fingerprint,
         provenance=old.provenance if old else {},
         inputs=inputs,
-        parts={name: old.parts[name] for name in ("count", "names")} if old else {"count": 0, "names": names_digest(())},
+        parts={name: old.parts[name] for name in ("count", "names")}
+        if old
+        else {"count": 0, "names": names_digest(())},
         files=[],
         counts={"rows": rows, "queries": lists, "duplicates_dropped": 0, "failed": 0},
         stats=stats,

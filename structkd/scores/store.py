@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structkd.errors import ConflictingScoresError, DataError, UsageError
-from structkd.ids import text_hash
 from structkd.scores.compaction import Dtype, compact
-from structkd.scores.id_table import IdTable, TextHash
 from structkd.scores.log import PairLog, RowLog
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
 from structkd.scores.merge import OnConflict, tolerance
@@ -92,65 +90,75 @@ def write_pairs(
     if values.shape != (len(query_ids),):
         raise DataError(f"write_pairs: {len(query_ids)} query ids but scores of shape {values.shape}.")
     log = PairLog.open(folder, spec)
-    queries = intern(log.queries, query_ids, query_texts)
-    documents = intern(log.documents, document_ids, document_texts)
-    queries, documents, values = _distinct(queries, documents, values, spec, log)
-    for start in range(0, len(queries), UNIT_ROWS):
-        part = slice(start, start + UNIT_ROWS)
-        unit = log.unit(queries[part], documents[part])  # sorted already, so its order is ours
-        if not log.commit(unit, values[part], provenance):
-            _same_pairs(log, unit.name, values[part])
+    commit_pairs(
+        log,
+        log.queries.intern(query_ids, query_texts),
+        log.documents.intern(document_ids, document_texts),
+        values,
+        provenance,
+    )
     compact(folder, dtype=dtype, on_conflict=on_conflict)
     return PairScores.open(Path(folder))
 
 
-def intern(table: IdTable, ids: Sequence[str], texts: Sequence[str] | None) -> NDArray[np.int64]:
-    """Row of each id with its text; new ones are written first."""
-    place: dict[tuple[str, str | None], int] = {}
-    keys = [(string, None) for string in ids] if texts is None else list(zip(ids, texts, strict=True))
-    slots = np.fromiter((place.setdefault(key, len(place)) for key in keys), dtype=np.int64, count=len(keys))
-    hashes: list[TextHash] = [None if text is None else text_hash(text) for _, text in place]
-    for string, _ in place:
-        if not isinstance(string, str) or not string:
-            raise DataError(f"id {string!r}: expected a non-empty string.")
-    rows = table.extend([string for string, _ in place], hashes)
-    return rows[slots] if len(slots) else slots
+def commit_pairs(
+    log: PairLog,
+    query_rows: NDArray[np.int64],
+    document_rows: NDArray[np.int64],
+    values: NDArray[np.float32],
+    provenance: dict[str, Any] | None = None,
+    unit_rows: int = UNIT_ROWS,
+) -> list[str]:
+    """Commit scores of interned pairs in units; returns the names of those that were not there.
+
+    Raises:
+        ConflictingScoresError: a pair has two values, here or in a unit of the same pairs.
+    """
+    queries, documents, values = _distinct(query_rows, document_rows, values, log)
+    fresh = []
+    for start in range(0, len(queries), unit_rows):
+        part = slice(start, start + unit_rows)
+        unit = log.unit(queries[part], documents[part])  # sorted already, so its order is ours
+        if log.commit(unit, values[part], provenance):
+            fresh.append(unit.name)
+        else:
+            _same_pairs(log, unit.name, values[part])
+    return fresh
 
 
 def _distinct(
-    queries: NDArray[np.int64],
-    documents: NDArray[np.int64],
-    values: NDArray[np.float32],
-    spec: TeacherSpec,
-    log: PairLog,
+    queries: NDArray[np.int64], documents: NDArray[np.int64], values: NDArray[np.float32], log: PairLog
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Sort by key; a pair named twice with one value counts once, with two values it is an error."""
-    order = np.lexsort((documents, queries))
+    order = np.argsort((queries << 32) | documents, kind="stable")
     queries, documents, values = queries[order], documents[order], values[order]
     first = np.ones(len(queries), dtype=np.bool_)
     first[1:] = (queries[1:] != queries[:-1]) | (documents[1:] != documents[:-1])
     if first.all():
         return queries, documents, values
     kept = values[first][np.cumsum(first) - 1]
-    bad = np.flatnonzero(np.abs(values.astype(np.float64) - kept) > tolerance(spec.dtype, kept))
+    bad = np.flatnonzero(np.abs(values.astype(np.float64) - kept) > tolerance(log.spec.dtype, kept))
     if len(bad):
         i = bad[0]
         pair = (log.queries.ids[queries[i]], log.documents.ids[documents[i]])
         raise ConflictingScoresError(
             f"{log.folder}: {len(bad)} repeated pairs differ in score, for example {pair}: {kept[i]:.6g} and "
-            f"{values[i]:.6g}. Remove the wrong ones."
+            f"{values[i]:.6g}. Remove the wrong ones.",
+            pair,
         )
     return queries[first], documents[first], values[first]
 
 
 def _same_pairs(log: PairLog, name: str, values: NDArray[np.float32]) -> None:
     """A unit that exists must hold these values."""
-    stored = log.read(name).scores
-    bad = np.flatnonzero(np.abs(stored.astype(np.float64) - values) > tolerance(log.spec.dtype, values))
+    part = log.read(name)
+    bad = np.flatnonzero(np.abs(part.scores.astype(np.float64) - values) > tolerance(log.spec.dtype, values))
     if len(bad):
+        i = bad[0]
         raise ConflictingScoresError(
             f"{log.folder}: {len(bad)} of {len(values)} pairs were stored before with another score, for example "
-            f"{stored[bad[0]]:.6g}, now {values[bad[0]]:.6g}. Is it another teacher? Then give it its own folder."
+            f"{part.scores[i]:.6g}, now {values[i]:.6g}. Is it another teacher? Then give it its own folder.",
+            (log.queries.ids[part.query_rows[i]], log.documents.ids[part.document_rows[i]]),
         )
 
 
