@@ -72,6 +72,12 @@ def bursts(works: dict[str, Callable[[], float]]) -> dict[str, dict[str, float]]
     }
 
 
+def resident() -> dict[str, float]:
+    """Megabytes of this process's own (anonymous) pages and of file pages, which all processes share."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return {name: int(lines[name].split()[0]) / 1e3 for name in ("RssAnon", "RssFile")}
+
+
 def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # MB
 
@@ -148,7 +154,7 @@ def read(folder: Path, pairs: int) -> dict[str, Any]:
         0,
         np.zeros(1, np.int64),
     )
-    before = process.memory_full_info()
+    before, kinds = process.memory_full_info(), resident()
     opens = [1000 * timed(lambda: PairScores.open(folder)) for _ in range(15)]
     store = PairScores.open(folder)
 
@@ -158,6 +164,7 @@ def read(folder: Path, pairs: int) -> dict[str, Any]:
     for found in positions:
         store.take(found)
     after = process.memory_full_info()
+    kinds = {name: value - kinds[name] for name, value in resident().items()}
 
     def look(find: Callable[..., None]) -> Callable[[Any], None]:
         def work(batch: tuple[np.ndarray, np.ndarray]) -> None:
@@ -182,7 +189,8 @@ def read(folder: Path, pairs: int) -> dict[str, Any]:
         "open_ms": {"best": min(opens), "median": statistics.median(opens), "spread": max(opens) - min(opens)},
         **bursts(works),
         "rss_mb": (after.rss - before.rss) / 1e6,
-        "private_mb": (after.uss - before.uss) / 1e6,
+        "anonymous_mb": kinds["RssAnon"],
+        "file_pages_mb": kinds["RssFile"],
         "load": os.getloadavg()[0],
     }
 
@@ -212,12 +220,14 @@ def workers(folder: Path, pairs: int) -> dict[str, Any]:
             child.start()
         figures = [parent.recv() for parent, _ in ends]
         mapped = [_mapped(child.pid, folder) for child in children]
+        shares = [_mapped(child.pid, folder, "pss")["rss"] for child in children]
         for (parent, _), child in zip(ends, children, strict=True):
             parent.send("end")
             child.join()
         out[method] = {
             "uss_growth_mb": [round(found, 1) for found in figures],
             "mapped_store_mb": [round(found["rss"], 1) for found in mapped],
+            "mapped_store_share_mb": [round(found, 1) for found in shares],
             "mapped_store_private_mb": [round(found["private"], 3) for found in mapped],
         }
     return out
@@ -231,10 +241,10 @@ def work_on(store: PairScores, asked: list, end: Any) -> None:
     end.recv()
 
 
-def _mapped(pid: int, folder: Path) -> dict[str, float]:
-    """Resident and private megabytes of the store's files in a process."""
+def _mapped(pid: int, folder: Path, field: str = "rss") -> dict[str, float]:
+    """Resident (or proportional) and private megabytes of the store's files in a process."""
     maps = [m for m in psutil.Process(pid).memory_maps(grouped=False) if m.path.startswith(str(folder))]
-    return {"rss": sum(m.rss for m in maps) / 1e6, "private": sum(m.private_dirty for m in maps) / 1e6}
+    return {"rss": sum(getattr(m, field) for m in maps) / 1e6, "private": sum(m.private_dirty for m in maps) / 1e6}
 
 
 def nodes(folder: Path, pairs: int) -> dict[str, Any]:
@@ -274,7 +284,22 @@ def baseline(path: Path, pairs: int) -> dict[str, Any]:
     rss = (psutil.Process().memory_info().rss - before) / 1e6
     asked = [list(zip(q.tolist(), d.tolist(), strict=True)) for q, d in scattered(pairs, 50, path.parent / "asked.npy")]
     look = rate(lambda batch: [table[q][d] for q, d in batch], asked)
-    return {"load_seconds": seconds, "rss_mb": rss, **bursts({"lookups_per_second": look})}
+    found = {"load_seconds": seconds, "rss_mb": rss, **bursts({"lookups_per_second": look})}
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    child = context.Process(target=_dict_worker, args=(table, asked, theirs))
+    child.start()
+    found["worker_uss_growth_mb"] = mine.recv()
+    child.join()
+    return found
+
+
+def _dict_worker(table: dict, asked: list, end: Any) -> None:
+    before = psutil.Process().memory_full_info().uss
+    for batch in asked:
+        for q, d in batch:
+            table[q][d]
+    end.send((psutil.Process().memory_full_info().uss - before) / 1e6)
 
 
 def write_pickle(path: Path, pairs: int) -> float:
