@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from structkd.errors import DataError
 from structkd.files import atomic_path
@@ -73,7 +73,7 @@ def packed_writer(path: str | Path) -> Iterator[io.BufferedIOBase]:
 def text_writer(path: str | Path) -> Iterator[io.TextIOWrapper]:
     """`packed_writer` for UTF-8 text with line feeds."""
     with packed_writer(path) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
+        text = io.TextIOWrapper(cast(io.BufferedWriter, stream), encoding="utf-8", newline="\n")
         yield text
         text.flush()
         text.detach()

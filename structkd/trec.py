@@ -52,8 +52,21 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
                 line = line.rstrip("\n")
                 if line.strip():
                     yield number, line
-        except (UnicodeDecodeError, *BROKEN) as error:
-            raise DataError(f"{path}:{number + 1}: cannot be read as UTF-8 text ({error}).") from None
+        except UnicodeDecodeError as error:  # decoded ahead, so the line is still to be found
+            raise DataError(f"{path}:{_undecodable(path)}: cannot be read as UTF-8 text ({error.reason}).") from None
+        except BROKEN as error:
+            raise DataError(f"{path}:{number + 1}: cannot be read to its end ({error}). Was it cut short?") from None
+
+
+def _undecodable(path: str | Path) -> int:
+    """The first line that is no UTF-8."""
+    with open_packed(path) as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def read_run(path: str | Path, *, by_rank: bool = False) -> Run:

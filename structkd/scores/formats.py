@@ -231,11 +231,11 @@ def _sniff_columns(path: Path, number: int, line: str) -> str:
             f"{path}:{number}: five columns whose last two are numbers; expected pos_score, neg_score, query_id, "
             "pos_pid, neg_pid. Reorder them."
         )
-    columns = tabs if len(tabs) in (3, 4, 6) else words
-    if len(columns) == 3 and columns[2].isdigit():
-        return "rank-permutations"
-    if len(columns) in (4, 6) and all(_is_number(columns[at]) for at in ((2, 3) if len(columns) == 4 else (3, 4))):
-        return "trec-run"
+    for columns in (tabs, words):
+        if len(columns) == 3 and columns[2].isdigit():
+            return "rank-permutations"
+        if len(columns) in (4, 6) and all(_is_number(columns[at]) for at in ((2, 3) if len(columns) == 4 else (3, 4))):
+            return "trec-run"
     raise _unknown(path, line, number)
 
 

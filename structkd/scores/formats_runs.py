@@ -43,7 +43,7 @@ def run_layout(path: Path) -> Layout:
     """Layout of a run from its first line; DataError for another number of columns."""
     line_number, line = next(read_lines(path), (1, ""))
     tabs = line.count("\t") + 1
-    width = tabs if tabs in (3, 4, 6) else len(line.split())
+    width = tabs if tabs in (4, 6) else len(line.split())
     for columns in (_SIX, _FOUR):
         if width == len(columns):
             return Layout(columns, "\t" if width == tabs else None)
