@@ -5,9 +5,11 @@
 
 Generated pairs: each query has 100 distinct documents of 220,000 (cross-encoder-like scores, deviation 7). Lookups go
 in batches of 4096 pairs that are all there (256 queries x 16 documents), as a trainer asks. Each step has a process,
-and so memory, of its own; `--limit-gb` bounds its data segment. Rates are taken in short bursts: the best burst is what
-code and machine can do, median and spread say how busy the machine was. Random loads and a copy are measured in
-turn with them, in the same process. About 3 minutes for 20 million pairs, 10 for 160 million.
+and so memory, of its own; `--limit-gb` bounds its data segment. Opening and rates are given in CPU time of the one
+thread that does the work (on an idle machine the clock's, but for caches that neighbours empty); they are taken in
+short bursts, of which best, median and spread are given. Random loads and a copy are measured in turn with them, in
+the same process. `--folder` keeps the store and continues with the steps that are missing there. About 3 minutes for
+20 million pairs, 10 for 160 million.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import os
 import pickle
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -54,10 +57,10 @@ def generated(pairs: int, start: int = 0, stop: int | None = None) -> tuple[np.n
     return tuple(np.concatenate(column) for column in zip(*columns, strict=True))
 
 
-def timed(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def timed(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def bursts(works: dict[str, Callable[[], float]]) -> dict[str, dict[str, float]]:
@@ -91,14 +94,14 @@ def fill(folder: Path, pairs: int) -> dict[str, Any]:
         log.queries.extend(ids, [None] * len(ids))
     log.documents.extend([str(i) for i in range(DOCUMENTS)], [None] * DOCUMENTS)
     commits = []
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
     for block in range(0, pairs, BLOCK):
         queries, documents, values = generated(pairs, block, min(block + BLOCK, pairs))
         for start in range(0, len(queries), UNIT):
             unit = log.unit(queries[start : start + UNIT], documents[start : start + UNIT])
             part = values[start : start + UNIT]
             commits.append(timed(lambda unit=unit, part=part: log.commit(unit, part)))
-    seconds = time.perf_counter() - begun
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     return {
         "commit_ms": {
             "median": 1000 * statistics.median(commits),
@@ -106,16 +109,20 @@ def fill(folder: Path, pairs: int) -> dict[str, Any]:
         },
         "import_seconds": seconds,
         "import_rows_per_second": pairs / seconds,
+        "import_rows_per_cpu_second": pairs / cpu,
         "import_peak_rss_mb": peak(),
     }
 
 
 def compacted(folder: Path, pairs: int) -> dict[str, Any]:
+    cpu = time.process_time()
     seconds = timed(lambda: compact(folder))
+    cpu = time.process_time() - cpu
     size = sum(path.stat().st_size for path in (folder / "data").iterdir())
     return {
         "compact_seconds": seconds,
         "compact_rows_per_second": pairs / seconds,
+        "compact_rows_per_cpu_second": pairs / cpu,
         "compact_peak_rss_mb": peak(),
         "bytes_per_pair": size / pairs,
         "files": len(list((folder / "data").iterdir())),
@@ -155,7 +162,8 @@ def read(folder: Path, pairs: int) -> dict[str, Any]:
         np.zeros(1, np.int64),
     )
     before, kinds = process.memory_full_info(), resident()
-    opens = [1000 * timed(lambda: PairScores.open(folder)) for _ in range(15)]
+    opens = [1000 * timed(lambda: PairScores.open(folder), time.thread_time) for _ in range(41)]
+    walls = [1000 * timed(lambda: PairScores.open(folder)) for _ in range(41)]
     store = PairScores.open(folder)
 
     shards = store._shards
@@ -182,11 +190,12 @@ def read(folder: Path, pairs: int) -> dict[str, Any]:
         "numpy_lookups_per_second": rate(look(find_numpy), asked),
         "take_per_second": rate(store.take, positions),
         "random_loads_per_second": rate(lambda found: np.take(line, found), places),
-        "copy_gb_per_second": lambda: 2 * 0.0084 / timed(lambda: line[: 1 << 20].copy()),
+        "copy_gb_per_second": lambda: 2 * 0.0084 / timed(lambda: line[: 1 << 20].copy(), time.thread_time),
     }
     return {
         "dtype": store.dtype,
         "open_ms": {"best": min(opens), "median": statistics.median(opens), "spread": max(opens) - min(opens)},
+        "open_wall_ms": {"best": min(walls), "median": statistics.median(walls)},
         **bursts(works),
         "rss_mb": (after.rss - before.rss) / 1e6,
         "anonymous_mb": kinds["RssAnon"],
@@ -201,7 +210,7 @@ def rate(work: Callable[[Any], Any], batches: list) -> Callable[[], float]:
 
     def burst() -> float:
         own = [batches[(next(turn) * GROUP + i) % len(batches)] for i in range(GROUP)]
-        return GROUP * BATCH / timed(lambda: [work(batch) for batch in own])
+        return GROUP * BATCH / timed(lambda: [work(batch) for batch in own], time.thread_time)
 
     return burst
 
@@ -302,7 +311,7 @@ def _dict_worker(table: dict, asked: list, end: Any) -> None:
     end.send((psutil.Process().memory_full_info().uss - before) / 1e6)
 
 
-def write_pickle(path: Path, pairs: int) -> float:
+def write_pickle(path: Path, pairs: int) -> dict[str, float]:
     queries, documents, values = generated(pairs)
     table: dict[int, dict[int, float]] = {}
     for start in range(0, len(queries), LIST):
@@ -310,7 +319,7 @@ def write_pickle(path: Path, pairs: int) -> float:
         table[int(queries[start])] = dict(zip(documents[part].tolist(), values[part].tolist(), strict=True))
     with open(path, "wb") as handle:
         pickle.dump(table, handle, protocol=4)
-    return path.stat().st_size / pairs
+    return {"bytes_per_pair": path.stat().st_size / pairs}
 
 
 def apart(step: str, path: Path, pairs: int, limit: float | None = None) -> dict[str, Any]:
@@ -332,7 +341,22 @@ def machine() -> dict[str, Any]:
     }
 
 
-STEPS = {"fill": fill, "compact": compacted, "read": read, "workers": workers, "nodes": nodes, "baseline": baseline}
+def published(folder: Path, pairs: int) -> dict[str, Any]:
+    """Size of the portable files and the time to load them."""
+    shutil.rmtree(folder.parent / "p", ignore_errors=True)
+    manifest = scores.publish(folder, to=folder.parent / "p", license="CC0-1.0")
+    return {
+        "published_bytes_per_pair": sum(entry["bytes"] for entry in manifest.files) / pairs,
+        "published_open_seconds": timed(lambda: PairScores.open(folder.parent / "p")),
+    }
+
+
+STEPS = {
+    "fill": fill, "compact": compacted, "read": read, "workers": workers, "nodes": nodes, "publish": published,
+    "pickle": write_pickle, "baseline": baseline,
+}  # fmt: skip
+PLACES = {"nodes": "n", "pickle": "t.pkl", "baseline": "t.pkl"}
+LIMITED = {"fill", "compact", "read"}
 
 
 def main() -> None:
@@ -341,6 +365,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--no-dict", action="store_true", help="leave out dict, publication and node rows")
     parser.add_argument("--limit-gb", type=float)
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--step")
     parser.add_argument("--path", type=Path)
     given = parser.parse_args()
@@ -350,25 +375,33 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         print(json.dumps(STEPS[given.step](given.path, given.pairs)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        result = {"commit": commit, "command": " ".join(sys.argv), "machine": machine(), "pairs": given.pairs}
-        result["store"] = {}
-        for step in ("fill", "compact", "read"):
-            result["store"] |= apart(step, root / "s", given.pairs, given.limit_gb)
-            print(json.dumps(result), file=sys.stderr, flush=True)
-        result["workers"] = apart("workers", root / "s", given.pairs)
-        if not given.no_dict:
-            result["nodes"] = apart("nodes", root / "n", given.pairs)
-            manifest = scores.publish(root / "s", to=root / "p", license="CC0-1.0")
-            result["published_bytes_per_pair"] = sum(entry["bytes"] for entry in manifest.files) / given.pairs
-            result["published_open_seconds"] = timed(lambda: PairScores.open(root / "p"))
-            result["dict"] = {"bytes_per_pair": write_pickle(root / "t.pkl", given.pairs)}
-            result["dict"] |= apart("baseline", root / "t.pkl", given.pairs)
-        result["machine"]["load_at_end"] = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as temporary:
+        root = given.folder or Path(temporary)
+        root.mkdir(parents=True, exist_ok=True)
+        steps = ["fill", "compact", "read", "workers"]
+        steps += [] if given.no_dict else ["nodes", "publish", "pickle", "baseline"]
+        for name in steps:
+            done = root / f"{name}.json"
+            if not done.exists():
+                found = apart(
+                    name, root / PLACES.get(name, "s"), given.pairs, given.limit_gb if name in LIMITED else None
+                )
+                done.write_text(json.dumps(found))
+                print(json.dumps({name: found}), file=sys.stderr, flush=True)
+        found = {name: json.loads((root / f"{name}.json").read_text()) for name in steps}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    result: dict[str, Any] = {
+        "commit": commit,
+        "command": " ".join(sys.argv),
+        "machine": machine(),
+        "pairs": given.pairs,
+    }
+    result["store"] = found["fill"] | found["compact"] | found["read"]
+    result["workers"] = found["workers"]
+    if not given.no_dict:
+        result["nodes"] = found["nodes"]
+        result |= found["publish"]
+        result["dict"] = found["pickle"] | found["baseline"]
     text = json.dumps(result, indent=2)
     print(text)
     if given.out:

@@ -36,6 +36,11 @@ def open_packed(path: str | Path) -> io.BufferedIOBase:
     return open(path, "rb")
 
 
+def open_text(path: str | Path, newline: str | None = None) -> io.TextIOWrapper:
+    """`open_packed` as UTF-8 text without its byte order mark; `newline` as `open` has it."""
+    return io.TextIOWrapper(cast(io.BufferedReader, open_packed(path)), encoding="utf-8-sig", newline=newline)
+
+
 def unpacked(path: str | Path) -> bytes:
     """All unpacked bytes of a file; DataError when it is damaged or cut short."""
     with open_packed(path) as handle:

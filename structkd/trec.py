@@ -1,6 +1,5 @@
 """TREC files: runs (six columns, or the four-column `query doc rank score`) and their writer."""
 
-import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from structkd.errors import DataError
 from structkd.ordering import order_ids
-from structkd.packed import BROKEN, open_packed, text_writer
+from structkd.packed import BROKEN, open_packed, open_text, text_writer
 
 _COLUMNS = {6: (0, 2, 3, 4), 4: (0, 1, 2, 3)}  # columns -> positions of query, document, rank, score
 
@@ -45,7 +44,7 @@ class Run:
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """(line number, line) of a UTF-8 text file, plain, gzip or zstd, without byte order mark and line ends; blank
     lines are skipped."""
-    with io.TextIOWrapper(open_packed(path), encoding="utf-8-sig", newline=None) as handle:
+    with open_text(path) as handle:
         number = 0
         try:
             for number, line in enumerate(handle, start=1):

@@ -15,6 +15,7 @@ from structkd.ids import Pairs, text_hash
 from structkd.progress import note
 from structkd.ranking import datasets
 from structkd.ranking.budget import BudgetConfig, Stored, judged, read_triples, union, within_budget
+from structkd.ranking.cross_encoder import Dtype
 from structkd.ranking.data import Collection
 from structkd.ranking.negatives import bm25_candidates
 from structkd.ranking.sources import open_teacher
@@ -39,6 +40,7 @@ def score_command(
     unit_range: str | None = None,
     unit_rows: int = UNIT_ROWS,
     ray_workers: int = 0,
+    dtype: Dtype = "float32",
     common: Common = Common(),
     config: Annotated[BudgetConfig, Parameter(name="*")] = BudgetConfig(),
 ) -> Output:
@@ -59,6 +61,7 @@ def score_command(
         unit_range: Units A:B of the plan that this process takes; torchrun's RANK and WORLD_SIZE count otherwise.
         unit_rows: Pairs in a unit: what a killed process can lose.
         ray_workers: Actors of a Ray pool that score instead of this process.
+        dtype: float32 or bfloat16: what a cross-encoder computes in, part of its identity.
     """
     given = bool(candidates or triples or qrels)
     loaded = datasets.load(collection, split or ("all" if given else None))
@@ -67,7 +70,7 @@ def score_command(
     share = _share(unit_range)
     rows: list[dict[str, Any]] = []
     for name in teacher:
-        scorer = open_teacher(name, loaded.documents)
+        scorer = open_teacher(name, loaded.documents, dtype)
         folder = out if len(teacher) == 1 else out / scorer.spec.fingerprint[:12]
         chosen = within_budget(
             wanted,
@@ -78,7 +81,9 @@ def score_command(
         )
         pairs = loaded.pairs_of(chosen)
         if ray_workers:
-            cost = _with_ray(partial(open_teacher, name, loaded.documents), pairs, folder, ray_workers, unit_rows)
+            cost = _with_ray(
+                partial(open_teacher, name, loaded.documents, dtype), pairs, folder, ray_workers, unit_rows
+            )
         else:
             cost = produce(scorer, pairs, folder, share=share, unit_rows=unit_rows)
         if cost.left:

@@ -16,7 +16,7 @@ from structkd.index.kinds import build_text
 from structkd.index.lexical import Bm25Index
 from structkd.objectives import ensembles, targets
 from structkd.ranking.bi_encoder import BiScorer
-from structkd.ranking.cross_encoder import CrossScorer
+from structkd.ranking.cross_encoder import CrossScorer, Dtype
 from structkd.ranking.multi_vector import MultiVectorScorer
 from structkd.ranking.students import load_student
 from structkd.scores.cache import Scorer
@@ -170,16 +170,20 @@ def only_orders(spec: TeacherSpec) -> bool:
     return spec.head == _MINUS_RANK or spec.extra.get("score_kind") == "rank"
 
 
-def open_teacher(text: str, documents: Texts) -> Scorer:
+def open_teacher(text: str, documents: Texts, dtype: Dtype = "float32") -> Scorer:
     """The teacher that a command line names as KIND:VALUE.
 
     Raises:
-        UsageError: an unknown kind, or a value missing.
+        UsageError: an unknown kind, a value missing, or a dtype for a teacher that is no cross-encoder.
     """
     kind, colon, value = text.partition(":")
     if kind not in TEACHERS or (kind != "bm25" and not value) or (kind == "bm25" and colon):
         forms = "cross-encoder:MODEL, bi-encoder:MODEL, multi-vector:MODEL, model:FOLDER, run:FILE, order:FILE, bm25"
         raise UsageError(f"teacher {text!r} is unknown; expected {forms}.{did_you_mean(kind, set(TEACHERS) - {kind})}")
+    if dtype != "float32":
+        if kind != "cross-encoder":
+            raise UsageError(f"teacher {text!r} has no compute dtype; {dtype} is for cross-encoder:MODEL.")
+        return CrossScorer(value, dtype=dtype)
     return TEACHERS[kind](value, documents)
 
 

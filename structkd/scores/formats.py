@@ -174,9 +174,7 @@ def sniff(path: Path) -> str:
         return "node-npz"
     if is_pickle(path):
         return "sbert-pickle"
-    lines = read_lines(path)
-    number, line = next(lines, (1, ""))
-    lines.close()
+    number, line = next(read_lines(path), (1, ""))
     if line.lstrip()[:1] in ("{", "["):
         return _sniff_json(path, line)
     return _sniff_columns(path, number, line)

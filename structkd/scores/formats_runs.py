@@ -1,6 +1,5 @@
 """Runs: one scored (or ranked) document a line, and BEIR's one JSON object of a whole run."""
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from structkd.errors import DataError
-from structkd.packed import BROKEN, open_packed, text_writer
+from structkd.packed import BROKEN, open_text, text_writer
 from structkd.scores.delimited import Columns, Kind, Layout, read_columns
 from structkd.scores.formats_base import Blocks, Lists, Rows, ScoreTable, identifier, json_lines, number
 from structkd.trec import read_lines, write_lists
@@ -178,7 +177,7 @@ class _Text:
 
 
 def _chunks(path: Path) -> Iterator[str]:
-    with io.TextIOWrapper(open_packed(path), encoding="utf-8-sig") as handle:
+    with open_text(path) as handle:
         size = 1 << 16
         try:
             while chunk := handle.read(size):

@@ -1,7 +1,6 @@
 """Tables: parquet of pairs or of parallel lists under their usual names, the same as JSON lines or CSV, margins."""
 
 import csv
-import io
 import json
 import tempfile
 import zlib
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from structkd.errors import ConflictingScoresError, CorruptFileError, DataError
 from structkd.files import atomic_path
-from structkd.packed import open_packed
+from structkd.packed import open_text
 from structkd.scores.formats_base import (
     BLOCK_ROWS,
     Blocks,
@@ -259,7 +258,7 @@ def is_header(line: str) -> bool:
 
 
 def _read_csv(path: Path, separator: str) -> Blocks:
-    with io.TextIOWrapper(open_packed(path), encoding="utf-8-sig", newline="") as text:
+    with open_text(path, newline="") as text:
         reader = csv.DictReader(text, delimiter=separator)
         header = [name.strip().lower() for name in reader.fieldnames or []]
         reader.fieldnames = header

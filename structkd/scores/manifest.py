@@ -195,7 +195,9 @@ class ScoreManifest:
         if missing:
             raise CorruptFileError(f"{path}: fields {missing} are missing. Is it a manifest of structkd scores?")
         if not isinstance(value["parts"], dict):
-            raise DataError(f"{path}: of an earlier development version. Delete the folder's snapshots/ and compact it.")
+            raise DataError(
+                f"{path}: of an earlier development version. Delete the folder's snapshots/ and compact it."
+            )
         manifest = cls(**{name: item for name, item in value.items() if name in known})
         if manifest.spec.fingerprint != manifest.teacher_fp:
             raise CorruptFileError(f"{path}: teacher_fp does not fit the teacher's fields. Do not use this store.")
