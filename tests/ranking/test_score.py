@@ -12,9 +12,10 @@ import torch
 from structkd import scores
 from structkd.acquisition import gains
 from structkd.cli.app import run
-from structkd.errors import DataError, UsageError
+from structkd.errors import DataError, TeacherMismatchError, UsageError
 from structkd.ids import Pairs
 from structkd.ranking.budget import BudgetConfig, judged, read_triples, union, within_budget
+from structkd.ranking.cross_encoder import CrossScorer
 from structkd.ranking.data import Collection
 from structkd.ranking.negatives import bm25_candidates
 from structkd.ranking.sources import open_teacher
@@ -189,3 +190,15 @@ def test_ray_actors_fill_the_same_store(folder: Path, small: Collection) -> None
     np.testing.assert_array_equal(store.lookup(pairs.query_ids, pairs.document_ids), opener().score(pairs).numpy())
     again = produce_with_ray(opener, pairs, target, workers=2, unit_rows=20)
     assert (again.asked, again.found) == (0, len(pairs))
+
+
+def test_bfloat16_is_another_teacher_with_nearly_the_same_scores(tiny: str, pairs: Pairs, small: Collection) -> None:
+    full, half = CrossScorer(tiny, device="cpu"), CrossScorer(tiny, device="cpu", dtype="bfloat16")
+    exact, rounded = full.score(pairs), half.score(pairs)
+    assert rounded.dtype == torch.float32
+    assert 0 < float((exact - rounded).abs().max()) < 0.05
+    assert half.spec.dtype == "bfloat16"
+    with pytest.raises(TeacherMismatchError, match="dtype: found 'bfloat16', expected 'float32'"):
+        half.spec.require(full.spec, "store")
+    with pytest.raises(UsageError, match="teacher 'bm25' has no compute dtype; bfloat16 is for cross-encoder:MODEL"):
+        open_teacher("bm25", small.documents, "bfloat16")
