@@ -148,7 +148,7 @@ def test_ids_with_blanks_stand_between_tabs_only(tmp_path: Path) -> None:
     lists = {("my query", "doc 1"): 2.0, ("my query", "doc 2"): 1.0}
     assert imported(tmp_path, "my query\tdoc 1\t1\t2\nmy query\tdoc 2\t2\t1\n") == lists
     store = scores.open(tmp_path / "imported")
-    with pytest.raises(DataError, match="id 'my query' has white space in it, which a run cannot hold"):
+    with pytest.raises(DataError, match="query id 'my query' holds white space, which separates"):
         formats.write(tmp_path / "x", "trec-run", store)
     for format in ("margin-tsv-ids", "rank-permutations", "beir-run"):
         formats.write(tmp_path / "x", format, store)
