@@ -105,11 +105,12 @@ def _drawing(figure: Figure, prefix: str) -> _Drawing:
 
 
 def _merged(runs: Mapping[str, Run]) -> list[Figure]:
-    """All figures; those of one name and kind from several runs share their axes."""
-    grouped: dict[tuple[str, str], list[tuple[str, Figure]]] = {}
+    """All figures; those of one name, kind and axes from several runs are drawn together."""
+    grouped: dict[tuple[str, ...], list[tuple[str, Figure]]] = {}
     for run_name, run in runs.items():
         for name, figure in run.figures().items():
-            grouped.setdefault((name, figure.kind), []).append((run_name, figure))
+            key = (name, figure.kind, figure.x_label, figure.y_label)
+            grouped.setdefault(key, []).append((run_name, figure))
     out = []
     for members in grouped.values():
         first = members[0][1]
