@@ -72,7 +72,7 @@ def _joined(data: HeteroData, node_type: str, middle: str) -> Tensor:
     if not rows:
         raise DataError(f"no edge joins {node_type!r} and {middle!r}; the data has {data.edge_types}.")
     at = np.concatenate(rows), np.concatenate(columns)
-    incidence = sp.csr_matrix((np.ones(len(at[0]), dtype=np.int64), at), shape=shape)
-    shared = (incidence @ incidence.T).tocoo()
+    incidence = sp.csr_array((np.ones(len(at[0]), dtype=np.int64), at), shape=shape)
+    shared = sp.coo_array(incidence @ incidence.T)
     apart = shared.row != shared.col
     return torch.from_numpy(np.stack([shared.row[apart], shared.col[apart]]).astype(np.int64))
