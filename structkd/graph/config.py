@@ -7,6 +7,12 @@ from structkd.errors import UsageError
 from structkd.graph.data import GraphTask
 from structkd.graph.published import given
 from structkd.graph.published_students import own_options, student_recipe
+from structkd.graph.sparse import SparseMatrix
+
+ON_DENSE_FEATURES: dict[str, Any] = {
+    "student_hidden": 128, "student_dropout": 0.3, "learning_rate": 0.005, "weight_decay": 0.002,
+}  # fmt: skip
+"The default method's student where features are dense: smaller and held tighter, as many weak features fit anything."
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class DistillConfig:
         if self.label_weight is not None and not 0 <= self.label_weight <= 1:
             raise UsageError(f"label weight {self.label_weight}: expected a share from 0 to 1.")
         row = student_recipe(self.method, task.name, task.split, self.teacher)
+        if self.method == "structkd" and not isinstance(task.x, SparseMatrix):
+            row = replace(row, **ON_DENSE_FEATURES)
         own = own_options(self.method, task.name, self.teacher)
         mine = _parsed(self.options)
         unknown = sorted(set(mine) - set(own))

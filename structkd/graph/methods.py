@@ -16,12 +16,14 @@ from structkd.graph.hardness import mixed_neighbours, weighted_neighbours
 from structkd.graph.influence import influential_nodes
 from structkd.graph.lesson import Lesson, Method, Teaching, Term, edge_divergence, taught_by
 from structkd.graph.losses import difference_targets, high_frequency, neighbour_weights, node_weights
+from structkd.graph.models import Mlp
 from structkd.graph.moments import matched_neighbourhoods
 from structkd.graph.nosmog import positioned_nodes
 from structkd.graph.published import given
 from structkd.graph.reliability import reliable_neighbours
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.targets import choose_target
+from structkd.graph.views import shuffled, steps_of
 
 
 def labels_alone(lesson: Lesson) -> Teaching:
@@ -56,14 +58,31 @@ def chosen_target(lesson: Lesson) -> Teaching:
 
     The best epoch is the one that is closest to the target on validation nodes: the target has used their labels, and
     the student's own accuracy on a few hundred of them peaks by luck long before it has learnt what it is taught.
+    With dense features a step takes a batch of nodes, since its cost is theirs.
     """
     best = choose_target(lesson.seen, given(lesson.logits), lesson.seed)
     answers = clamped(lesson.seen, best.probabilities)
+    student = lesson.student()
+    if not isinstance(lesson.seen.x, SparseMatrix):
+        loss_of, steps = _in_batches(lesson, student, lesson.seen.x, answers)
+        return Teaching(student, loss_of, target=best.name, answers=answers, steps=steps)
     wanted = answers.clamp_min(1e-12).log()
     weights = node_weights(lesson.seen)
-    student = lesson.student()
     loss_of = taught_by(lesson, student, lesson.seen.x, [edge_divergence(wanted, lambda _: weights)])
     return Teaching(student, loss_of, target=best.name, answers=answers)
+
+
+def _in_batches(lesson: Lesson, student: Mlp, x: Tensor, answers: Tensor) -> tuple[Callable[[int], Tensor], int]:
+    """lambda CE(labels) + (1 - lambda) CE(answers) over random batches, and how many of them make an epoch."""
+    nodes, rows, weight = lesson.seen.num_nodes, lesson.train_rows, given(lesson.config.label_weight)
+    order, labels = shuffled(nodes, lesson.generator(5)), lesson.seen.y[rows]
+
+    def loss_of(_: int) -> Tensor:
+        batch = next(order)
+        loss = (1 - weight) * cross_entropy(student(x[batch]), answers[batch])
+        return loss + weight * cross_entropy(student(x[rows]), labels) if weight else loss
+
+    return loss_of, steps_of(nodes)
 
 
 def _taught(lesson: Lesson, *terms: Term) -> Teaching:

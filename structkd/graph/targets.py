@@ -1,11 +1,15 @@
-"""What the default method teaches: a committee's answers, unless validation clearly prefers a response of the teacher.
+"""What the default method teaches: its own estimate of every node, in the high band brought back to the shared teacher.
 
-Candidates are spectral responses g(S) of the teacher's probabilities with the training labels put back in first
-(identity is GLNN's target, S is FF-G2M's low band, personalised PageRank is between, 2I - S lifts the high band of a
-heterophilous graph), and the mean of a self-trained committee's last two rounds (`committee`). The committee is taught
-unless a response's validation metric is higher by more than one standard error of the difference (the
-one-standard-error rule of Breiman et al., 1984, section 3.4.3): a few hundred labels cannot rank many near-equal
-candidates, and the best of them would mostly be luck.
+The estimate is a self-trained committee's (`committee`) where features are sparse, and what two views agree on, the
+teacher among them (`views`), where they are dense. It is taught unless a spectral response g(S) of the teacher's
+probabilities, training labels put back in first, has a validation metric higher by more than one standard error of the
+difference (the one-standard-error rule of Breiman et al., 1984, section 3.4.3): a few hundred labels cannot rank many
+near-equal candidates, and the best of them would mostly be luck. Responses: identity is GLNN's target, S is FF-G2M's
+low band, personalised PageRank is between, 2I - S lifts the high band of a heterophilous graph.
+
+An estimate that is better than the teacher differs from it mostly in the low band (whole neighbourhoods change their
+class). So its high band can be the teacher's at little loss: q + a (I - S)(t - q), with as little a as brings the
+high-band agreement to `HIGH_BAND`.
 """
 
 from dataclasses import dataclass
@@ -15,13 +19,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from structkd.graph import views
 from structkd.graph.committee import DEFAULT, CommitteeConfig, Probabilities, clamped, consult, pagerank
 from structkd.graph.data import GraphTask
 from structkd.graph.evaluate import metric_of
-from structkd.graph.spectral import low_pass
+from structkd.graph.shares import normal
+from structkd.graph.sparse import SparseMatrix
+from structkd.graph.spectral import band_agreement, high_pass, low_pass
 
 RESTARTS = (0.1, 0.2, 0.5)
 "Restart probabilities of the PageRank responses."
+
+HIGH_BAND = 0.85
+"Mean cosine to the teacher over the high band that a target is brought to."
+
+LIFTS = (0.0, 0.1, 0.2, 0.3)
+"Shares a of the high band's difference that are tried in this order."
 
 RESAMPLES = 200
 "Bootstrap resamples of the validation nodes behind a standard error."
@@ -39,11 +52,34 @@ class Target:
 def choose_target(
     seen: GraphTask, teacher_logits: Float[Tensor, "nodes classes"], seed: int, config: CommitteeConfig = DEFAULT
 ) -> Target:
-    """The committee's answers, or the best response of the teacher where it leads by more than a standard error."""
-    rounds = consult(seen, seed, config)
-    usual = _judged(seen, "committee", torch.stack(rounds[-2:]).mean(dim=0))
-    best = max(responses(seen, teacher_logits.softmax(dim=1), "teacher"), key=lambda target: target.valid)
-    return best if best.valid - usual.valid > standard_error(seen, best, usual, seed) else usual
+    """The method's own estimate, or the best response of the teacher where that leads by more than a standard error."""
+    teacher = teacher_logits.softmax(dim=1)
+    best = max(responses(seen, teacher, "teacher"), key=lambda target: target.valid)
+    sparse = isinstance(seen.x, SparseMatrix)
+    filters = [] if sparse else views.feature_filters(seen)
+    usual = _committee(seen, seed, config) if sparse else _views(seen, teacher, filters, seed)
+    if leads(seen, best, usual, seed):
+        return best
+    own = usual.probabilities if sparse else views.agreed(seen, usual.probabilities, filters, seed)
+    return Target(usual.name, with_high_band(seen, own, teacher), usual.valid)
+
+
+def with_high_band(seen: GraphTask, estimate: Probabilities, teacher: Probabilities) -> Probabilities:
+    """The estimate with as much of the teacher's high band as `HIGH_BAND` asks for, by the steps of `LIFTS`.
+
+    The low band stays the estimate's but for clipping to distributions.
+    """
+    difference = high_pass(seen, teacher - estimate)
+    for lift in LIFTS:
+        lifted = normal((estimate + lift * difference).clamp_min(1e-4)) if lift else estimate
+        if band_agreement(seen, lifted, teacher)["cos_high"] >= HIGH_BAND:
+            break
+    return lifted
+
+
+def leads(seen: GraphTask, one: Target, other: Target, seed: int) -> bool:
+    """Whether one validation metric is higher by more than a standard error of the difference."""
+    return one.valid - other.valid > standard_error(seen, one, other, seed)
 
 
 def responses(seen: GraphTask, probabilities: Probabilities, name: str) -> list[Target]:
@@ -75,9 +111,21 @@ def standard_error(seen: GraphTask, one: Target, other: Target, seed: int) -> fl
     return float(np.std(differences)) if differences else 0.0
 
 
+def _committee(seen: GraphTask, seed: int, config: CommitteeConfig) -> Target:
+    return _judged(seen, "committee", torch.stack(consult(seen, seed, config)[-2:]).mean(dim=0))
+
+
+def _views(seen: GraphTask, teacher: Probabilities, filters: list[Tensor], seed: int) -> Target:
+    """Networks on filtered features, joined with the teacher unless it is clearly worse than they are."""
+    alone = _judged(seen, "views", views.labelled_views(seen, filters, seed))
+    if leads(seen, alone, _judged(seen, "teacher", teacher), seed):
+        return alone
+    return _judged(seen, "views and teacher", views.geometric_mean([alone.probabilities, teacher]))
+
+
 def _judged(seen: GraphTask, name: str, signal: Probabilities) -> Target:
-    normal = signal / signal.sum(dim=1, keepdim=True).clamp_min(1e-12)
-    return Target(name, normal, metric_of(_logs(normal), seen.y, seen.valid, seen.metric))
+    rows = normal(signal)
+    return Target(name, rows, metric_of(_logs(rows), seen.y, seen.valid, seen.metric))
 
 
 def _logs(probabilities: Probabilities) -> Tensor:

@@ -1,0 +1,39 @@
+"""Class shares that the nodes have, where the training set was drawn to hide them.
+
+A training set with as many nodes of each class as of any other was drawn by class: its shares belong to the draw, and
+a model fitted to it answers as if classes were equally frequent. Its answers on the unlabelled nodes say how frequent
+they are (label shift; Saerens, Latinne & Decaestecker, "Adjusting the outputs of a classifier to new a priori
+probabilities", Neural Computation 2002, eq. 2.2 to 2.4).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from structkd.graph.data import GraphTask
+
+Probabilities = Float[Tensor, "nodes classes"]
+
+
+def drawn_by_class(seen: GraphTask) -> bool:
+    """Whether every class has the same number of training nodes, give or take one."""
+    counts = torch.bincount(seen.y[seen.train], minlength=seen.classes)
+    return int(counts.max() - counts.min()) <= 1
+
+
+def with_own_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilities:
+    """p_i(c) times the mean of p(c) over unlabelled nodes, rows normalised; unchanged for a training set drawn at
+    random.
+
+    That is the first step of the EM of Saerens et al. Further steps run away where answers are badly calibrated: their
+    shares then move to whole classes, while one step can at most repeat the shares that the answers show.
+    """
+    free = ~(seen.train | seen.valid)
+    if not drawn_by_class(seen) or not bool(free.any()):
+        return probabilities
+    return normal(probabilities * probabilities[free].mean(dim=0))
+
+
+def normal(probabilities: Probabilities) -> Probabilities:
+    """The same with rows that sum to one."""
+    return probabilities / probabilities.sum(dim=1, keepdim=True).clamp_min(1e-12)
