@@ -60,7 +60,7 @@ def chosen_target(lesson: Lesson) -> Teaching:
     the student's own accuracy on a few hundred of them peaks by luck long before it has learnt what it is taught.
     With dense features a step takes a batch of nodes, since its cost is theirs.
     """
-    best = choose_target(lesson.seen, given(lesson.logits), lesson.seed)
+    best = choose_target(lesson.seen, given(lesson.logits), lesson.seed, high_band=lesson.config.option("high_band"))
     answers = clamped(lesson.seen, best.probabilities)
     student = lesson.student()
     if not isinstance(lesson.seen.x, SparseMatrix):

@@ -126,6 +126,7 @@ OPTIONS: dict[str, Options] = {
     "adagmlp": _boosting(3, 1, 0.1, 0.9),
     "tined": {"rate": 1.0, "copied_rate": 1.0},
     "g2mlp": {"moments": 0.1},
+    "structkd": {"high_band": 0.0},
 }
 "Own parameters of each method where no row says otherwise."
 

@@ -1,4 +1,4 @@
-"""What the default method teaches: its own estimate of every node, in the high band brought back to the shared teacher.
+"""What the default method teaches: its own estimate of every node, unless validation clearly prefers the teacher's.
 
 The estimate is a self-trained committee's (`committee`) where features are sparse, and what two views agree on, the
 teacher among them (`views`), where they are dense. It is taught unless a spectral response g(S) of the teacher's
@@ -8,8 +8,8 @@ near-equal candidates, and the best of them would mostly be luck. Responses: ide
 low band, personalised PageRank is between, 2I - S lifts the high band of a heterophilous graph.
 
 An estimate that is better than the teacher differs from it mostly in the low band (whole neighbourhoods change their
-class). So its high band can be the teacher's at little loss: q + a (I - S)(t - q), with as little a as brings the
-high-band agreement to `HIGH_BAND`, and none that validation counts against.
+class). So its high band can be the teacher's at little loss, where that is asked for: q + a (I - S)(t - q), with as
+little a as brings the agreement to the cosine asked for, and none that validation counts against.
 """
 
 from dataclasses import dataclass
@@ -30,9 +30,6 @@ from structkd.graph.spectral import band_agreement, high_pass, low_pass
 RESTARTS = (0.1, 0.2, 0.5)
 "Restart probabilities of the PageRank responses."
 
-HIGH_BAND = 0.85
-"Mean cosine to the teacher over the high band that a target is brought to."
-
 LIFTS = (0.1, 0.2, 0.3)
 "Shares a of the high band's difference that are tried in this order."
 
@@ -50,9 +47,17 @@ class Target:
 
 
 def choose_target(
-    seen: GraphTask, teacher_logits: Float[Tensor, "nodes classes"], seed: int, config: CommitteeConfig = DEFAULT
+    seen: GraphTask,
+    teacher_logits: Float[Tensor, "nodes classes"],
+    seed: int,
+    config: CommitteeConfig = DEFAULT,
+    high_band: float = 0.0,
 ) -> Target:
-    """The method's own estimate, or the best response of the teacher where that leads by more than a standard error."""
+    """The method's own estimate, or the best response of the teacher where that leads by more than a standard error.
+
+    Args:
+        high_band: mean cosine to the teacher over the high band that the estimate is brought to; 0 leaves it alone.
+    """
     teacher = teacher_logits.softmax(dim=1)
     best = max(responses(seen, teacher, "teacher"), key=lambda target: target.valid)
     sparse = isinstance(seen.x, SparseMatrix)
@@ -61,20 +66,22 @@ def choose_target(
     if leads(seen, best, usual, seed):
         return best
     own = usual.probabilities if sparse else views.agreed(seen, usual.probabilities, filters, seed)
-    return Target(usual.name, with_high_band(seen, own, teacher), usual.valid)
+    return Target(usual.name, with_high_band(seen, own, teacher, high_band), usual.valid)
 
 
-def with_high_band(seen: GraphTask, estimate: Probabilities, teacher: Probabilities) -> Probabilities:
-    """The estimate with as much of the teacher's high band as `HIGH_BAND` asks for, by the steps of `LIFTS`.
+def with_high_band(seen: GraphTask, estimate: Probabilities, teacher: Probabilities, cosine: float) -> Probabilities:
+    """The estimate with as much of the teacher's high band as the cosine asks for, by the steps of `LIFTS`.
 
     A step that lowers the validation metric is not taken, nor any beyond it: under heterophily the high band carries
     the classes. The low band stays the estimate's but for clipping to distributions.
     """
+    if not cosine:
+        return estimate
     difference = high_pass(seen, teacher - estimate)
     kept = _judged(seen, "", estimate)
     for lift in LIFTS:
         lifted = _judged(seen, "", (estimate + lift * difference).clamp_min(1e-4))
-        if band_agreement(seen, kept.probabilities, teacher)["cos_high"] >= HIGH_BAND or lifted.valid < kept.valid:
+        if band_agreement(seen, kept.probabilities, teacher)["cos_high"] >= cosine or lifted.valid < kept.valid:
             break
         kept = lifted
     return kept.probabilities

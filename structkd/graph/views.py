@@ -173,7 +173,7 @@ def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
         return build()
 
 
-def _part(seen: GraphTask, x: Dense, rows: Tensor) -> tuple[Dense, Tensor]:
+def _part(seen: GraphTask, x: Dense, rows: Tensor) -> tuple[Tensor, Tensor]:
     return x[rows], seen.y[rows]
 
 

@@ -8,7 +8,9 @@ from torch.nn.functional import one_hot
 from structkd import graph
 from structkd.graph.committee import CommitteeConfig
 from structkd.graph.evaluate import metric_of
-from structkd.graph.targets import Target, choose_target, responses, standard_error
+from structkd.graph.sparse import SparseMatrix
+from structkd.graph.spectral import band_agreement, high_pass
+from structkd.graph.targets import LIFTS, Target, choose_target, responses, standard_error, with_high_band
 
 SMALL = CommitteeConfig(members=1, rounds=2, member=replace(CommitteeConfig().member, epochs=60))
 
@@ -45,8 +47,42 @@ def test_a_perfect_teacher_is_kept_on_a_heterophilous_graph():
     assert choose_target(task.observed, perfect, 0, SMALL).name == "teacher"
 
 
-def test_a_useless_teacher_leaves_the_committee(task):
-    assert choose_target(task.observed, noise(task), 0, SMALL).name == "committee"
+def test_a_useless_teacher_is_left_out(task):
+    assert choose_target(task.observed, noise(task), 0, SMALL).name == "views"
+
+
+def test_sparse_features_are_the_committees(task):
+    x = torch.as_tensor(task.x)
+    sparse = replace(task, x=SparseMatrix.of(x.numpy()))
+    assert choose_target(sparse.observed, noise(task), 0, SMALL).name == "committee"
+
+
+def correlated(task: graph.GraphTask) -> tuple[torch.Tensor, torch.Tensor]:
+    """An estimate and a teacher that err apart."""
+    truth = 2.0 * one_hot(task.y, 3).float()
+    return (truth + noise(task, 1)).softmax(dim=1), (truth + 2 * noise(task, 2)).softmax(dim=1)
+
+
+def test_the_high_band_moves_to_the_teacher_and_no_further_than_asked(task):
+    estimate, teacher = correlated(task)
+    free = replace(task, y=teacher.argmax(dim=1))  # validation that agrees with the teacher never objects
+    found = with_high_band(free, estimate, teacher, 1.0)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(task.num_nodes))
+    before, after = (band_agreement(task, each, teacher) for each in (estimate, found))
+    assert after["cos_high"] > before["cos_high"] + 0.05
+    last = estimate + LIFTS[-1] * high_pass(task, teacher - estimate)
+    np.testing.assert_allclose(found, last.clamp_min(1e-4) / last.clamp_min(1e-4).sum(dim=1, keepdim=True), atol=1e-6)
+    near = 0.95 * teacher + 0.05 * estimate
+    assert band_agreement(task, near, teacher)["cos_high"] > 0.9
+    torch.testing.assert_close(with_high_band(free, near, teacher, 0.9), near)
+    torch.testing.assert_close(with_high_band(free, estimate, teacher, 0.0), estimate)  # the default: left alone
+
+
+def test_a_lift_that_validation_counts_against_is_not_taken(task):
+    estimate, teacher = correlated(task)
+    against = replace(task, y=estimate.argmax(dim=1))  # the estimate is perfect: every change of an answer is a loss
+    found = with_high_band(against, estimate, teacher, 1.0)
+    assert metric_of(found.log(), against.y, against.valid) == 1.0
 
 
 def test_standard_error_agrees_with_the_paired_formula(task):
