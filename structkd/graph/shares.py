@@ -34,6 +34,14 @@ def with_own_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilit
     return normal(probabilities * probabilities[free].mean(dim=0))
 
 
+def with_even_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilities:
+    """The same answers as if classes were equally frequent, to compare with those of models fitted to such a set."""
+    free = ~(seen.train | seen.valid)
+    if not drawn_by_class(seen) or not bool(free.any()):
+        return probabilities
+    return normal(probabilities / probabilities[free].mean(dim=0).clamp_min(1e-12))
+
+
 def normal(probabilities: Probabilities) -> Probabilities:
     """The same with rows that sum to one."""
     return probabilities / probabilities.sum(dim=1, keepdim=True).clamp_min(1e-12)

@@ -23,7 +23,7 @@ from structkd.graph import views
 from structkd.graph.committee import DEFAULT, CommitteeConfig, Probabilities, clamped, consult, pagerank
 from structkd.graph.data import GraphTask
 from structkd.graph.evaluate import metric_of
-from structkd.graph.shares import normal
+from structkd.graph.shares import normal, with_even_shares
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import band_agreement, high_pass, low_pass
 
@@ -60,13 +60,14 @@ def choose_target(
     """
     teacher = teacher_logits.softmax(dim=1)
     best = max(responses(seen, teacher, "teacher"), key=lambda target: target.valid)
-    sparse = isinstance(seen.x, SparseMatrix)
-    filters = [] if sparse else views.feature_filters(seen)
-    usual = _committee(seen, seed, config) if sparse else _views(seen, teacher, filters, seed)
-    if leads(seen, best, usual, seed):
+    if isinstance(seen.x, SparseMatrix):
+        own = compared = _committee(seen, seed, config)
+    else:
+        own = _views(seen, teacher, seed)
+        compared = _judged(seen, own.name, with_even_shares(seen, own.probabilities))
+    if leads(seen, best, compared, seed):
         return best
-    own = usual.probabilities if sparse else views.agreed(seen, usual.probabilities, filters, seed)
-    return Target(usual.name, with_high_band(seen, own, teacher, high_band), usual.valid)
+    return Target(own.name, with_high_band(seen, own.probabilities, teacher, high_band), own.valid)
 
 
 def with_high_band(seen: GraphTask, estimate: Probabilities, teacher: Probabilities, cosine: float) -> Probabilities:
@@ -125,12 +126,14 @@ def _committee(seen: GraphTask, seed: int, config: CommitteeConfig) -> Target:
     return _judged(seen, "committee", torch.stack(consult(seen, seed, config)[-2:]).mean(dim=0))
 
 
-def _views(seen: GraphTask, teacher: Probabilities, filters: list[Tensor], seed: int) -> Target:
-    """Networks on filtered features, joined with the teacher unless it is clearly worse than they are."""
+def _views(seen: GraphTask, teacher: Probabilities, seed: int) -> Target:
+    """What two views agree on, from networks on filtered features, and the teacher unless it is clearly worse."""
+    filters = views.feature_filters(seen)
     alone = _judged(seen, "views", views.labelled_views(seen, filters, seed))
-    if leads(seen, alone, _judged(seen, "teacher", teacher), seed):
-        return alone
-    return _judged(seen, "views and teacher", views.geometric_mean([alone.probabilities, teacher]))
+    start, name = alone.probabilities, alone.name
+    if not leads(seen, alone, _judged(seen, "teacher", teacher), seed):
+        start, name = views.geometric_mean([start, teacher]), "views and teacher"
+    return _judged(seen, name, views.agreed(seen, start, filters, seed))
 
 
 def _judged(seen: GraphTask, name: str, signal: Probabilities) -> Target:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from structkd import graph
-from structkd.graph.shares import drawn_by_class, normal, with_own_shares
+from structkd.graph.shares import drawn_by_class, normal, with_even_shares, with_own_shares
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,18 @@ def test_shares_against_a_slow_reference(task):
     expected = np.array([[float(start[i, c]) * shares[c] for c in range(3)] for i in range(task.num_nodes)])
     expected /= expected.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(with_own_shares(same, start).numpy(), expected, rtol=1e-12)
+
+
+def test_even_shares_are_even_and_undo_a_constant_factor(task):
+    same, start = even(task), guesses(task)
+    free = ~(same.train | same.valid)
+    found = with_even_shares(same, start)
+    weights = 1 / start[free].mean(dim=0)
+    for node in range(5):
+        row = start[node] * weights
+        torch.testing.assert_close(found[node], row / row.sum())
+    uneven = replace(same, train=same.train | ((task.y == 0) & ~same.valid))
+    assert torch.equal(with_even_shares(uneven, start), start)
 
 
 def test_frequent_classes_are_found_where_the_training_set_hides_them():
