@@ -52,6 +52,7 @@ def choose_target(
     seed: int,
     config: CommitteeConfig = DEFAULT,
     high_band: float = 0.0,
+    view_config: views.ViewsConfig = views.DEFAULT,
 ) -> Target:
     """The method's own estimate, or the best response of the teacher where that leads by more than a standard error.
 
@@ -63,7 +64,7 @@ def choose_target(
     if isinstance(seen.x, SparseMatrix):
         own = compared = _committee(seen, seed, config)
     else:
-        own = _views(seen, teacher, seed)
+        own = _views(seen, teacher, seed, view_config)
         compared = _judged(seen, own.name, with_even_shares(seen, own.probabilities))
     if leads(seen, best, compared, seed):
         return best
@@ -126,14 +127,14 @@ def _committee(seen: GraphTask, seed: int, config: CommitteeConfig) -> Target:
     return _judged(seen, "committee", torch.stack(consult(seen, seed, config)[-2:]).mean(dim=0))
 
 
-def _views(seen: GraphTask, teacher: Probabilities, seed: int) -> Target:
+def _views(seen: GraphTask, teacher: Probabilities, seed: int, config: views.ViewsConfig) -> Target:
     """What two views agree on, from networks on filtered features, and the teacher unless it is clearly worse."""
-    filters = views.feature_filters(seen)
-    alone = _judged(seen, "views", views.labelled_views(seen, filters, seed))
+    filters = views.feature_filters(seen, config)
+    alone = _judged(seen, "views", views.labelled_views(seen, filters, seed, config))
     start, name = alone.probabilities, alone.name
     if not leads(seen, alone, _judged(seen, "teacher", teacher), seed):
         start, name = views.geometric_mean([start, teacher]), "views and teacher"
-    return _judged(seen, name, views.agreed(seen, start, filters, seed))
+    return _judged(seen, name, views.agreed(seen, start, filters, seed, config))
 
 
 def _judged(seen: GraphTask, name: str, signal: Probabilities) -> Target:
