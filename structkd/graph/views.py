@@ -189,4 +189,5 @@ def _dense(seen: GraphTask) -> Dense:
 
 def _standardised(x: Dense) -> Dense:
     centred = (x - x.mean(dim=0)) / x.std(dim=0).clamp_min(1e-6)
-    return centred * (_SCALE / centred.norm(dim=1).mean().clamp_min(1e-6))
+    out: Tensor = centred * (_SCALE / centred.norm(dim=1).mean().clamp_min(1e-6))
+    return out
