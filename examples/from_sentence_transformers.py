@@ -47,9 +47,10 @@ def main() -> None:
         dataset.to_parquet(work / "margins.parquet")
 
         # the migration: your rows -> a store -> a student of any kind, by any objective
-        table = scores.READERS["hf-margin"](work / "margins.parquet")
-        spec = scores.TeacherSpec(model="my-cross-encoder", extra={"score_kind": "margin"})
-        store = scores.write_pairs(work / "store", spec, table.query_ids, table.document_ids, table.scores)
+        scores.import_file(
+            work / "margins.parquet", work / "store", format="hf-margin", teacher_name="my-cross-encoder"
+        )
+        store = scores.open(work / "store")
         student = ranking.student("static", documents=collection.documents)
         config = ranking.DistillConfig(objective="margin-mse", epochs=1, held_out=0.0, validate_on="none")
         result = ranking.distill(
