@@ -17,12 +17,10 @@ from torch.nn.functional import cross_entropy, dropout, one_hot, relu
 from structkd.graph.data import Features, GraphTask
 from structkd.graph.evaluate import metric_of
 from structkd.graph.models import Linear, dropped
+from structkd.graph.shares import Probabilities, normal
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import low_pass, propagation
 from structkd.graph.train import FitConfig, fit
-
-Probabilities = Float[Tensor, "nodes classes"]
-
 
 _MEMBER = FitConfig(learning_rate=0.01, weight_decay=5e-3, epochs=300, patience=80, select="loss")
 
@@ -107,7 +105,7 @@ def confident_answers(
     Validation nodes are never trusted: they must stay able to choose.
     """
     chosen = probabilities.argmax(dim=1)
-    confidence = (probabilities / probabilities.sum(dim=1, keepdim=True).clamp_min(1e-12)).max(dim=1).values
+    confidence = normal(probabilities).max(dim=1).values
     trusted = seen.train.clone()
     for label in range(seen.classes):
         rows = torch.nonzero((chosen == label) & ~seen.valid & ~seen.train).flatten()
@@ -137,7 +135,7 @@ def pagerank(seen: GraphTask, start: Probabilities, restart: float, steps: int =
 def consistency(draws: list[Probabilities], sharpening: float) -> Float[Tensor, ""]:
     """Mean over draws and nodes of ||p - p'||^2, p' the draws' mean sharpened, without gradient (GRAND, eq. 5 to 7)."""
     mean = torch.stack(draws).mean(dim=0).detach() ** (1 / sharpening)
-    sharp = mean / mean.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    sharp = normal(mean)
     return torch.stack([(draw - sharp).square().sum(dim=1).mean() for draw in draws]).mean()
 
 

@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from structkd.graph import views
-from structkd.graph.committee import DEFAULT, CommitteeConfig, Probabilities, clamped, consult, pagerank
+from structkd.graph.committee import DEFAULT, CommitteeConfig, clamped, consult, pagerank
 from structkd.graph.data import GraphTask
 from structkd.graph.evaluate import metric_of
-from structkd.graph.shares import normal, with_even_shares
+from structkd.graph.shares import Probabilities, normal, with_even_shares
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import band_agreement, high_pass, low_pass
 

@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from structkd.graph.committee import Probabilities, clamped
+from structkd.graph.committee import clamped
 from structkd.graph.data import GraphTask
 from structkd.graph.evaluate import metric_of
 from structkd.graph.models import Mlp
-from structkd.graph.shares import normal, with_own_shares
+from structkd.graph.shares import Probabilities, normal, with_own_shares
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import propagation
 from structkd.graph.train import FitConfig, fit
