@@ -15,6 +15,10 @@ Arms take turns in one process, one thread. Seconds are processor seconds of the
 optimizer; not the making of the trainer and its rows), so that a busy machine cannot favour one of them; wall seconds
 stand beside. Peak memory is that of a process of its own per arm. Each call adds a run of --parts to FILE; the figures
 are medians over runs, and a ratio is taken within its run.
+
+`--device cuda` runs the parts that begin with gpu: all arms in float32 and in bfloat16 autocast, wall seconds to the
+end of the device's work, peak memory of the device; and large in-batch steps (512 queries with a positive and a hard
+negative each, every document against every query) beside CachedMultipleNegativesRankingLoss, gradients cached.
 """
 
 import argparse
@@ -25,18 +29,22 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import MarginMSELoss
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MarginMSELoss
 from sentence_transformers.util import pairwise_dot_score
+from torch.nn.functional import cross_entropy
 
 from structkd.files import read_json, write_json
+from structkd.ids import Pairs
 from structkd.objectives import margin_mse
 from structkd.ranking.data import Collection, load
 from structkd.ranking.encoders import BiScorer
@@ -86,13 +94,13 @@ def rows_of(lists: Lists, triples: bool) -> Dataset:
     pairs = lists.pairs()
     queries, documents = pairs.query_texts, pairs.document_texts
     rows: list[dict[str, Any]] = []
-    for low in lists.offsets[:-1]:
-        margins = (lists.targets[low] - lists.targets[low + 1 : low + SIZE]).tolist()
+    for low, high in pairwise(lists.offsets.tolist()):
+        margins = (lists.targets[low] - lists.targets[low + 1 : high]).tolist()
         first = {"query": queries[low], "positive": documents[low]}
         if triples:
             rows += [first | {"negative": documents[low + 1 + i], "label": value} for i, value in enumerate(margins)]
         else:
-            others = {f"negative_{i}": documents[low + i] for i in range(1, SIZE)}
+            others = {f"negative_{i}": documents[low + i] for i in range(1, high - low)}
             rows.append(first | others | {"label": margins})
     return Dataset.from_list(rows)
 
@@ -102,62 +110,89 @@ def scaled(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return SCALE * pairwise_dot_score(a, b)
 
 
-def structkd_arm(
-    model: SentenceTransformer, lists: Lists, batch_lists: int, steps: int, seed: int, work: Path, dropout: bool
-) -> Callable[[], Any]:
-    def loss_of(student: torch.nn.Module, batch: Batch) -> torch.Tensor:
+@dataclass(frozen=True)
+class How:
+    """What an arm is asked to do."""
+
+    batch_lists: int
+    steps: int
+    seed: int
+    work: Path
+    device: str = "cpu"
+    precision: Literal["no", "bf16"] = "no"
+    in_batch: bool = False
+
+
+def structkd_arm(model: SentenceTransformer, lists: Lists, how: How, dropout: bool) -> Callable[[], Any]:
+    def margins(student: torch.nn.Module, batch: Batch) -> torch.Tensor:
         return margin_mse(SCALE * scored_grid(student, batch), batch.targets, mask=batch.mask, pairs="first")
 
+    def in_batch(student: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        size = len(batch.mask)
+        pairs = batch.pairs  # rows: positive, hard negative, positive, ...
+        queries, documents = np.repeat(pairs.query_rows[::2], 2 * size), np.tile(pairs.document_rows, size)
+        grid = student(Pairs(pairs.queries, pairs.documents, queries, documents)).float().reshape(size, 2 * size)
+        return cross_entropy(SCALE * grid, torch.arange(0, 2 * size, 2, device=grid.device))
+
     config = FitConfig(
-        epochs=99, max_steps=steps, batch_lists=batch_lists, list_size=SIZE, learning_rate=RATE, seed=seed,
-        dropout=dropout,
+        epochs=999, max_steps=how.steps, batch_lists=how.batch_lists, list_size=SIZE, learning_rate=RATE, seed=how.seed,
+        dropout=dropout, precision=how.precision, gradient_cache=how.in_batch,
     )  # fmt: skip
-    student = BiScorer(model)
-    return lambda: fit(student, lists, loss_of, config)
+    student = BiScorer(model, device=how.device)
+    return lambda: fit(student, lists, in_batch if how.in_batch else margins, config)
 
 
-def library_arm(
-    model: SentenceTransformer, lists: Lists, batch_lists: int, steps: int, seed: int, work: Path, triples: bool
-) -> Callable[[], Any]:
+def library_arm(model: SentenceTransformer, lists: Lists, how: How, triples: bool) -> Callable[[], Any]:
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(work / "trainer"),
-        max_steps=steps,
-        per_device_train_batch_size=batch_lists * (SIZE - 1 if triples else 1),
+        output_dir=str(how.work / "trainer"),
+        max_steps=how.steps,
+        per_device_train_batch_size=how.batch_lists * (SIZE - 1 if triples else 1),
         learning_rate=RATE,
-        warmup_steps=max(1, round(0.1 * steps)),
+        warmup_steps=max(1, round(0.1 * how.steps)),
         weight_decay=0.0,
         max_grad_norm=1.0,
-        seed=seed,
-        use_cpu=True,
+        seed=how.seed,
+        use_cpu=how.device == "cpu",
+        bf16=how.precision == "bf16",
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
         logging_strategy="no",
     )
     data = rows_of(lists, triples)
-    loss = MarginMSELoss(model, similarity_fct=scaled)
+    loss: torch.nn.Module = MarginMSELoss(model, similarity_fct=scaled)
+    if how.in_batch:
+        data = data.remove_columns("label")
+        loss = CachedMultipleNegativesRankingLoss(model, scale=SCALE, mini_batch_size=64)
     return SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss).train
 
 
-def training(arm: str, model: SentenceTransformer, *rest: Any) -> Callable[[], Any]:
+def training(arm: str, model: SentenceTransformer, lists: Lists, how: How) -> Callable[[], Any]:
     """One training of one arm, ready to start."""
     torch.manual_seed(0)
+    model.to(how.device)
     if arm in ("structkd", "plain"):
-        return structkd_arm(model, *rest, dropout=arm == "structkd")
-    return library_arm(model, *rest, triples=arm == "triples")
+        return structkd_arm(model, lists, how, dropout=arm == "structkd")
+    return library_arm(model, lists, how, triples=arm == "triples")
 
 
-def timed(action: Callable[[], Any]) -> dict[str, float]:
+def timed(action: Callable[[], Any], device: str = "cpu") -> dict[str, float]:
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
     wall, own = time.perf_counter(), time.process_time()
     action()
-    return {"cpu_s": round(time.process_time() - own, 2), "wall_s": round(time.perf_counter() - wall, 2)}
+    if device == "cuda":
+        torch.cuda.synchronize()
+    found = {"cpu_s": round(time.process_time() - own, 2), "wall_s": round(time.perf_counter() - wall, 2)}
+    return found | ({"peak_mb": round(torch.cuda.max_memory_allocated() / 2**20)} if device == "cuda" else {})
 
 
 def peak(arm: str, init: str, data: str, name: str, batch_lists: int, work: str, out: Any) -> None:
     """Two steps in a process of its own; its peak resident memory in MB."""
     torch.set_num_threads(1)
     lists = training_lists(Path(data), name, 2 * batch_lists)
-    training(arm, two_layers(init), lists, batch_lists, 2, 0, Path(work))()
+    training(arm, two_layers(init), lists, How(batch_lists, 2, 0, Path(work)))()
     lines = Path("/proc/self/status").read_text().split("\n")  # getrusage would count the parent's peak too
     out.put(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
 
@@ -200,9 +235,35 @@ def speed(part: dict[str, Any], options: argparse.Namespace, run: int) -> dict[s
     lists, seconds = lists_of_part(part, options), {}
     for position in range(len(ARMS)):
         arm = ARMS[(position + run) % len(ARMS)]
-        own = (lists, part["batch_lists"], part["steps"], run, Path(options.work))
-        seconds[arm] = timed(training(arm, two_layers(options.init), *own))
+        how = How(part["batch_lists"], part["steps"], run, Path(options.work))
+        seconds[arm] = timed(training(arm, two_layers(options.init), lists, how))
     return seconds
+
+
+def on_gpu(part: dict[str, Any], options: argparse.Namespace, run: int) -> dict[str, Any]:
+    """Each arm in float32 and in bfloat16, after a short one that warms the device; in-batch sets have no triples."""
+    lists, seconds = lists_of_part(part, options), {}
+    in_batch = part.get("in_batch", False)
+    if in_batch:
+        lists = first_two(lists)
+    arms = ("structkd", "rows", "plain") if in_batch else ARMS
+    for precision in ("no", "bf16"):
+        for position in range(len(arms)):
+            arm = arms[(position + run) % len(arms)]
+            how = How(part["batch_lists"], part["steps"], run, Path(options.work), "cuda", precision, in_batch)
+            training(arm, two_layers(options.init), lists, replace(how, steps=2))()
+            seconds[f"{arm}, {precision}"] = timed(training(arm, two_layers(options.init), lists, how), "cuda")
+    return seconds
+
+
+def first_two(lists: Lists) -> Lists:
+    """Each list's first document and its fourth: a positive and a hard negative."""
+    low = lists.offsets[:-1]
+    items = np.stack([low, low + 3], axis=1).reshape(-1)
+    offsets = np.arange(0, len(items) + 1, 2)
+    return Lists(
+        lists.queries, lists.documents, lists.query_rows, offsets, lists.document_rows[items], lists.targets[items]
+    )
 
 
 def memory(part: dict[str, Any], options: argparse.Namespace, run: int) -> dict[str, Any]:
@@ -217,7 +278,7 @@ def final_quality(part: dict[str, Any], options: argparse.Namespace, run: int) -
     models = {"before": two_layers(options.init)}
     for arm in ARMS:
         models[arm] = two_layers(options.init)
-        training(arm, models[arm], lists, part["batch_lists"], part["steps"], run, work)()
+        training(arm, models[arm], lists, How(part["batch_lists"], part["steps"], run, work))()
     collection = dl19(data, work)
     for name, model in models.items():
         results[name] = quality(model, collection, data, 20)
@@ -244,6 +305,20 @@ def summary(runs: list[dict[str, Any]], part: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def ratios_on_gpu(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Wall seconds and device memory of the others over structkd's, medians over runs, a ratio within its run."""
+    found: dict[str, Any] = {}
+    for arm in runs[0]:
+        own = f"structkd, {arm.split(', ')[1]}"
+        ratios = [run[arm]["wall_s"] / run[own]["wall_s"] for run in runs]
+        found[arm] = {
+            "times_the_seconds": round(float(np.median(ratios)), 2),
+            "each_run": [round(ratio, 2) for ratio in ratios],
+            "times_the_memory": round(runs[0][arm]["peak_mb"] / runs[0][own]["peak_mb"], 2),
+        }
+    return found
+
+
 PARTS: dict[str, dict[str, Any]] = {
     "dl22": {"what": "speed", "collection": "msmarco-dl22", "queries": 16, "batch_lists": 8, "steps": 2},
     "dl22-small-steps": {"what": "speed", "collection": "msmarco-dl22", "queries": 12, "batch_lists": 2, "steps": 6},
@@ -251,9 +326,20 @@ PARTS: dict[str, dict[str, Any]] = {
     "scifact-four-arms": {"what": "speed", "collection": "scifact", "queries": 8, "batch_lists": 4, "steps": 2},
     "nfcorpus": {"what": "speed", "collection": "nfcorpus", "queries": 8, "batch_lists": 4, "steps": 2},
     "dl22-memory": {"what": "memory", "collection": "msmarco-dl22", "queries": 16, "batch_lists": 8, "steps": 2},
+    "gpu-dl22": {"what": "gpu", "collection": "msmarco-dl22", "queries": 64, "batch_lists": 8, "steps": 40},
+    "gpu-scifact": {"what": "gpu", "collection": "scifact", "queries": 64, "batch_lists": 8, "steps": 40},
+    "gpu-nfcorpus": {"what": "gpu", "collection": "nfcorpus", "queries": 64, "batch_lists": 8, "steps": 40},
+    "gpu-in-batch": {
+        "what": "gpu",
+        "collection": "scifact",
+        "queries": 512,
+        "batch_lists": 512,
+        "steps": 5,
+        "in_batch": True,
+    },
     "dl22-quality": {"what": "quality", "collection": "msmarco-dl22", "queries": 40, "batch_lists": 8, "steps": 5},
 }
-DOES = {"speed": speed, "memory": memory, "quality": final_quality}
+DOES = {"speed": speed, "memory": memory, "quality": final_quality, "gpu": on_gpu}
 
 
 def machine() -> str:
@@ -273,8 +359,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "init", "work", "out"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="by default all of the device's")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
+    options.parts = options.parts or [name for name in PARTS if name.startswith("gpu") == (options.device == "cuda")]
     torch.set_num_threads(1)
     out = Path(options.out)
     for name in options.parts:
@@ -283,6 +371,8 @@ def main() -> None:
         runs = kept["parts"].get(name, {}).get("runs", [])
         runs.append(DOES[part["what"]](part, options, len(runs)))
         kept["parts"][name] = {"settings": part, "runs": runs}
+        if part["what"] == "gpu":
+            kept["parts"][name] |= {"device": torch.cuda.get_device_name(), "median": ratios_on_gpu(runs)}
         if part["what"] == "speed":
             kept["parts"][name]["median"] = summary(runs, part)
         settings = {"list_size": SIZE, "learning_rate": RATE, "student_scale": SCALE, "threads": 1}

@@ -6,6 +6,9 @@ Students start from two layers of all-MiniLM-L6-v2 (tk from nothing); teachers a
 reading no more of a text than the students do (T1-64), and T1 with BM25 (T2). Cells are small on purpose: 32 training
 queries, 16 candidates each, texts cut to 64 tokens, a fixed number of epochs with nothing chosen on the way.
 One JSON per part in results/; finished cells are kept in DIR and read back.
+
+Parts that begin with gpu are larger (400 training queries, 32 candidates, texts of 128 tokens, 4 passes, up to 300 test
+queries, every student at its own default rate, search of the whole collection beside re-ranking) and want a device.
 """
 
 import argparse
@@ -54,6 +57,19 @@ PARTS: dict[str, dict[str, Any]] = {
         "seeds": (0, 1, 2),
     },
 }
+_LARGE = {"depth": 32, "train_queries": 400, "test_queries": 300, "max_length": 128, "retrieve": True, "large": True}
+_OTHERS = ("colbert", "tk", "prett", "cat")
+for _name, _collection in {
+    "scifact": "scifact",
+    "nfcorpus": "nfcorpus",
+    "dl19": "msmarco-dl19,msmarco-dl22",
+    "cranfield": "cranfield",
+    "cisi": "cisi",
+    "wikiqa": "wikiqa-dev,wikiqa-train",
+}.items():
+    PARTS[f"gpu-{_name}"] = {**_LARGE, "collections": (_collection,), "seeds": (0, 1, 2)}
+    PARTS[f"gpu-{_name}-t2"] = {**PARTS[f"gpu-{_name}"], "teachers": ("T2",)}
+    PARTS[f"gpu-{_name}-students"] = {**PARTS[f"gpu-{_name}"], "students": _OTHERS, "seeds": (0,)}
 
 
 def two_layers(init: str, folder: Path) -> str:
@@ -85,6 +101,11 @@ def share_scores(work: Path, name: str) -> None:
         (work / name / "scores").symlink_to(kept, target_is_directory=True)
 
 
+def on_device() -> str:
+    """The GPU's name, where there is one."""
+    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+
+
 def configured(part: dict[str, Any], options: argparse.Namespace, start: str) -> BenchConfig:
     """The part's settings with real paths."""
     length = SETTINGS["max_length"]
@@ -95,15 +116,16 @@ def configured(part: dict[str, Any], options: argparse.Namespace, start: str) ->
         "T2": f"bi-encoder:{options.init}+bm25",
     }
     values = {"teachers": ("T1",), **SETTINGS, **part}
+    large = values.pop("large", False)
     values["teachers"] = tuple(names[name] for name in values["teachers"])
     values["collections"] = tuple(
         ",".join(str(Path(options.data, name)) for name in pair.split(",")) for pair in values["collections"]
     )
     # cosines spread by .2 within a list, the students' scaled scores by 4: margins need one scale
-    own_rate = "tk" in values.get("students", ())  # each student's own rate
+    own_rate = large or "tk" in values.get("students", ())  # each student's own rate
     loop = DistillConfig(
-        epochs=2,
-        batch_lists=4,
+        epochs=4 if large else 2,
+        batch_lists=8 if large else 4,
         learning_rate=0.0 if own_rate else 2e-4,
         target_transform=options.transform,
         held_out=0.0,
@@ -116,7 +138,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "init", "work"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    small = [name for name in PARTS if not name.startswith("gpu")]
+    parser.add_argument("--parts", nargs="+", default=small, choices=list(PARTS))
     parser.add_argument("--transform", default="standardise", choices=["standardise", "auto"])
     parser.add_argument("--seeds", type=int, help="the first so many of each part's seeds")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -137,7 +160,7 @@ def main() -> None:
         result = {
             "command": f"python benchmarks/quality_ranking_bench.py --parts {name}",
             "commit": revision.strip(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread{on_device()}",
             "versions": versions(),
             "settings": {**SETTINGS, **part, **loop},
             "rows": found["rows"],

@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5000)
     parser.add_argument("--cycles", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--each", type=int, default=0, help="pairs measured in each set; 0: all")
     parser.add_argument("--cross-epochs", type=int, default=0, help="0: the command's default")
     parser.add_argument("--bi-epochs", type=int, default=0, help="0: the command's default")
@@ -125,7 +126,7 @@ def main() -> None:
         seconds = round(time.process_time() - started, 1)
         write_json(out, body | {"versions": versions(), "cpu_seconds": seconds, "rows": rows})
 
-    for seed in range(options.seeds):
+    for seed in range(options.seed, options.seed + options.seeds):
         for model, init in enumerate(inits, start=1):
             record(seed, 0, "bi", model, partial(SentenceScorer, init))
         name = f"run-{options.pairs}-{len(inits)}-{options.strong}-{options.apart}-{options.cycles}-{seed}"

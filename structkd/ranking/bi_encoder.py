@@ -1,6 +1,7 @@
 """BERT_DOT and every other bi-encoder: one shared encoder, a vector per text (Hofstatter et al. 2020, section 3)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -156,9 +157,21 @@ class BiScorer(NeuralScorer):
         return nn.functional.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 
     def save(self, folder: str | Path) -> None:
-        """Write a SentenceTransformer folder, whole or not at all."""
-        with whole_folder(folder) as temporary, quiet_loading():
+        """Write a SentenceTransformer folder, whole or not at all; it reads no more of a text than this scorer does."""
+        with whole_folder(folder) as temporary, quiet_loading(), self._own_length():
             self.model.save(str(temporary), create_model_card=False)
+
+    @contextmanager
+    def _own_length(self) -> Iterator[None]:
+        """The model reads the longer of the two lengths meanwhile: a folder has one for queries and documents."""
+        before = None if self.static else self.model.max_seq_length
+        if before is not None and self.query_length is not None and self.document_length is not None:
+            self.model.max_seq_length = min(before, max(self.query_length, self.document_length))
+        try:
+            yield
+        finally:
+            if before is not None:
+                self.model.max_seq_length = before
 
     def _tokenise(self, texts: list[str], prompt: str | None, length: int | None) -> list[NDArray[np.int32]]:
         lengths = {} if length is None or self.static else {"max_length": length}

@@ -86,6 +86,14 @@ def test_a_saved_student_loads_as_sentence_transformer_with_equal_scores(
     assert again.spec.weights_sha256 == scorer.spec.weights_sha256
 
 
+def test_a_student_that_read_short_texts_is_saved_to_read_short_texts(tiny: str, tmp_path: Path) -> None:
+    scorer = BiScorer(tiny, query_length=5, document_length=7)
+    before = scorer.model.max_seq_length
+    scorer.save(tmp_path / "student")
+    assert SentenceTransformer(str(tmp_path / "student"), device="cpu").max_seq_length == 7
+    assert scorer.model.max_seq_length == before
+
+
 def test_a_saved_cross_encoder_loads_with_equal_logits(tiny: str, pairs: Pairs, tmp_path: Path) -> None:
     scorer = CrossScorer(tiny, max_length=24)
     scores = scorer.score(pairs)
