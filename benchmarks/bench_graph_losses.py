@@ -5,21 +5,18 @@ python benchmarks/bench_graph_losses.py --data-root DATA amazon:Photo coauthor:C
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from origin import RESULTS, commit, machine
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from structkd import graph
 from structkd.graph import losses
 
-RESULTS = Path(__file__).parent / "results"
 TEMPERATURE = 1.5
 
 
@@ -98,10 +95,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [compare(dataset, arguments.data_root, arguments.repeats) for dataset in arguments.datasets]
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     value = {
         "command": "python benchmarks/bench_graph_losses.py --data-root DATA " + " ".join(arguments.datasets),
-        "commit": done.stdout.strip(), "machine": f"{platform.machine()}, one thread, CPU time",
+        "commit": commit(), "machine": f"{machine()}, one thread, CPU time",
         "dtype": "float32", "rows": rows,
     }  # fmt: skip
     (RESULTS / "graph_losses.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

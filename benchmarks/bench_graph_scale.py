@@ -16,7 +16,6 @@ One thread. About 12 minutes of CPU and 5 GB of disk for all sizes; a size that 
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from origin import RESULTS, commit, machine
 
 from structkd import graph
 from structkd.graph.data import clean_edges
@@ -36,7 +36,6 @@ from structkd.graph.evaluate import report
 from structkd.graph.minibatch import streamed_targets
 from structkd.graph.storage import load_student, load_teacher, save_student, save_teacher
 
-RESULTS = Path(__file__).parent / "results"
 CLASSES, FEATURES, EDGES_PER_NODE, HOMOPHILY, SIGNAL = 47, 100, 62 / 2.4, 0.5, 0.3
 EPOCHS, TEACHER = 3, graph.TeacherConfig("sage", layers=2, hidden=128, dropout=0.0, epochs=1, fan_out="5,5")
 STUDENT = graph.DistillConfig(
@@ -233,10 +232,9 @@ def requests(folder: Path) -> dict[str, Any]:
 
 def stamp(command: str) -> dict[str, Any]:
     """Command, commit and machine."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "command": command, "commit": done.stdout.strip(),
-        "machine": f"{platform.machine()}, one thread, shared with other work; seconds of CPU time where it says so",
+        "command": command, "commit": commit(),
+        "machine": f"{machine()}, one thread, shared with other work; seconds of CPU time where it says so",
     }  # fmt: skip
 
 

@@ -10,20 +10,18 @@ python benchmarks/bench_graph_seed.py --data-root DATA [--seeds 1]
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from origin import RESULTS, commit, machine
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, log_softmax
 
 from structkd import graph
 
-RESULTS = Path(__file__).parent / "results"
 LAYERS, HIDDEN, TEACHER_DROPOUT, STUDENT_DROPOUT = 3, 512, 0.5, 0.6  # the published Cora row
 TEMPERATURE, LABEL_WEIGHT, LEARNING_RATE, WEIGHT_DECAY = 1.5, 0.4, 0.01, 5e-4
 
@@ -133,8 +131,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     epochs = arguments.teacher_epochs, arguments.student_epochs
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    rows = finished(arguments.out, commit.stdout.strip(), epochs)
+    rows = finished(arguments.out, commit(), epochs)
     for seed in sorted(set(range(arguments.seeds)) - {row["seed"] for row in rows}):
         task = graph.load("planetoid:Cora", arguments.data_root, "public", seed=seed)
         our_seed(task, 2, 2, seed)  # compiled kernels and first touches are no part of either side
@@ -146,17 +143,17 @@ def main() -> None:
         ratios = [row["ratio"] for row in rows]
         value = {
             "command": f"python benchmarks/bench_graph_seed.py --data-root DATA --seeds {arguments.seeds}",
-            "commit": commit.stdout.strip(), "machine": f"{platform.machine()}, one thread, CPU time of the process",
+            "commit": commit(), "machine": f"{machine()}, one thread, CPU time of the process",
             "dataset": "planetoid:Cora", "split": "public", "teacher_epochs": epochs[0], "student_epochs": epochs[1],
             "goal": 5, "ratio": statistics.median(ratios), "spread": max(ratios) - min(ratios), "rows": rows,
         }  # fmt: skip
         arguments.out.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def finished(path: Path, commit: str, epochs: tuple[int, int]) -> list[dict]:
+def finished(path: Path, revision: str, epochs: tuple[int, int]) -> list[dict]:
     """Seeds of an earlier call that ran the same code for as long."""
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    same = (found.get("commit"), found.get("teacher_epochs"), found.get("student_epochs")) == (commit, *epochs)
+    same = (found.get("commit"), found.get("teacher_epochs"), found.get("student_epochs")) == (revision, *epochs)
     return found["rows"] if same else []
 
 

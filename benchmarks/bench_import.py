@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-from bench_score_store import BLOCK, generated, machine
+from bench_score_store import BLOCK, generated
+from origin import commit, machine
 
 FORMATS = ("trec-run", "margin-tsv-ids", "colbert-examples", "parquet", "sbert-pickle")
 
@@ -129,9 +130,8 @@ def main() -> None:
         )
         print(json.dumps(step(given.step, given.path, given.formats)))
         return
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result: dict[str, Any] = {
-        "commit": commit,
+        "commit": commit(),
         "command": " ".join(sys.argv),
         "machine": machine(),
         "pairs": given.pairs,

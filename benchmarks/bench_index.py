@@ -7,9 +7,7 @@ Times are CPU time of one thread unless said otherwise; median and spread (max -
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,11 +19,11 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
+from origin import RESULTS, commit, machine
 
 from structkd import index
 from structkd.runs import versions
 
-RESULTS = Path(__file__).parent / "results"
 GROUP = 256
 
 
@@ -152,20 +150,6 @@ def clustered(count: int, dim: int) -> np.ndarray:
     spread = rng.standard_normal((count, 24), np.float32) @ directions
     noise = rng.standard_normal((count, dim), np.float32)
     return 0.6 * centres[rng.integers(0, 300, count)] + 0.4 * spread + 0.3 * noise
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
-    )
-    return done.stdout.strip()
-
-
-def machine() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0] if names else platform.processor()}, {len(names)} threads, {platform.system()}"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from bench_index import commit, machine
+from origin import commit, machine
 
 from structkd import index
 from structkd.files import write_json

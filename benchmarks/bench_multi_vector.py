@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_index import commit, machine
+from origin import commit, machine
 
 from structkd import index
 from structkd.files import atomic_path, write_json

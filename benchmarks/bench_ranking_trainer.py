@@ -24,9 +24,6 @@ negative each, every document against every query) beside CachedMultipleNegative
 import argparse
 import json
 import multiprocessing
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -38,6 +35,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
+from origin import commit, machine
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MarginMSELoss
 from sentence_transformers.util import pairwise_dot_score
@@ -340,19 +338,6 @@ PARTS: dict[str, dict[str, Any]] = {
     "dl22-quality": {"what": "quality", "collection": "msmarco-dl22", "queries": 40, "batch_lists": 8, "steps": 5},
 }
 DOES = {"speed": speed, "memory": memory, "quality": final_quality, "gpu": on_gpu}
-
-
-def machine() -> str:
-    """Processor and cores."""
-    lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").is_file() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """The code's revision."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import platform
 import resource
 import shutil
 import statistics
@@ -32,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from origin import commit, machine
 
 from structkd import scores
 from structkd.scores import NodeScores, PairScores, TeacherSpec
@@ -329,18 +329,6 @@ def apart(step: str, path: Path, pairs: int, limit: float | None = None) -> dict
     return json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "")
-    memory = psutil.virtual_memory().total // 10**9
-    return {
-        "cpu": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": memory,
-        "load": os.getloadavg()[0],
-    }
-
-
 def published(folder: Path, pairs: int) -> dict[str, Any]:
     """Size of the portable files and the time to load them."""
     shutil.rmtree(folder.parent / "p", ignore_errors=True)
@@ -389,11 +377,12 @@ def main() -> None:
                 done.write_text(json.dumps(found))
                 print(json.dumps({name: found}), file=sys.stderr, flush=True)
         found = {name: json.loads((root / f"{name}.json").read_text()) for name in steps}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result: dict[str, Any] = {
-        "commit": commit,
+        "commit": commit(),
         "command": " ".join(sys.argv),
         "machine": machine(),
+        "memory_gb": psutil.virtual_memory().total // 10**9,
+        "load": os.getloadavg()[0],
         "pairs": given.pairs,
     }
     result["store"] = found["fill"] | found["compact"] | found["read"]

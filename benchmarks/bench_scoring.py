@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_index import machine
+from origin import commit, machine
 
 from structkd.ids import Pairs
 from structkd.ranking import datasets
@@ -115,9 +114,8 @@ def main() -> None:
     difference = float(np.abs(theirs() - ours()).max())
     rounds = [(seconds(theirs, given.device), seconds(ours, given.device)) for _ in range(given.rounds)]
     best = [min(column) for column in zip(*rounds, strict=True)]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
-        "commit": commit,
+        "commit": commit(),
         "command": " ".join(sys.argv),
         "pairs": len(pairs),
         "dtype": "float32",

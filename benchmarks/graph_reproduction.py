@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from quality_graph import RESULTS, commit
+from origin import RESULTS, commit
 
 from structkd import graph
 

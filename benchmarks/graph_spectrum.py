@@ -12,7 +12,7 @@ import platform
 from pathlib import Path
 
 import matplotlib
-from quality_graph import RESULTS, commit
+from origin import RESULTS, commit
 
 from structkd import graph
 

@@ -7,15 +7,13 @@ kept per document.
 """
 
 import json
-from pathlib import Path
 
 import matplotlib
 import numpy as np
+from origin import RESULTS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:

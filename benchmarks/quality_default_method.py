@@ -9,6 +9,7 @@ where graphs that this call does not name keep their rows.
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality_graph import RESULTS, commit
+from origin import RESULTS, commit
 from scipy import stats
 
 # name -> (dataset, split, setting, teacher)
@@ -98,7 +99,7 @@ def main() -> None:
     given = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = "1"
-    with ProcessPoolExecutor(given.processes) as pool:
+    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
         jobs = [
             pool.submit(seed_of, name, seed, given.data_root, str(given.work))
             for seed in range(given.seeds)

@@ -6,13 +6,12 @@ python benchmarks/quality_graph.py --data-root DATA --seeds 5 planetoid:Cora pla
 import argparse
 import json
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
-from structkd import graph
+from origin import RESULTS, commit
 
-RESULTS = Path(__file__).parent / "results"
+from structkd import graph
 
 
 def main() -> None:
@@ -48,12 +47,6 @@ def write(found: dict, arguments: argparse.Namespace) -> None:
     target.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     for row in found["rows"]:
         print(f"{name} {row['method']}: {row['test_mean']:.4f} +- {row['test_std']:.4f}")
-
-
-def commit() -> str:
-    """The commit that made the figures."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_index import commit, machine
+from origin import RESULTS, commit, machine
 from quality_scifact import two_layers
 
 from structkd.files import write_json
@@ -34,7 +34,6 @@ from structkd.scores import TeacherSpec, write_pairs
 from structkd.scores.cache import StoredScorer
 from structkd.trec import Run, read_run, write_run
 
-RESULTS = Path(__file__).parent / "results"
 NEGATIVES, LENGTH, MARGIN = 7, 96, 0.1
 MEASURE = "nDCG@10"
 CHOICES = ("random", "bm25", "mined")

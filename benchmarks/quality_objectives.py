@@ -12,8 +12,6 @@ graph students of 2 layers, width 64, at most 200 epochs; ranking students of st
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from origin import RESULTS, commit, machine
 from quality_objectives_ranking import COLLECTIONS, mean_per_query, run_of
 from scipy import stats
 
-HERE = Path(__file__).parent
-RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs"
 
 BUDGETS = (0.1, 0.25, 0.5)
 
@@ -98,7 +96,7 @@ def graph_half(options: argparse.Namespace) -> None:
 
     config = graph.DistillConfig(hidden=64, layers=2, epochs=200, patience=50)
     for dataset in options.only or GRAPHS:
-        for seed in range(options.seeds):
+        for seed in range(options.seed, options.seed + options.seeds):
             task = graph.load(dataset.removesuffix(HALVED), root=str(Path(options.data) / "graph"), seed=seed)
             if dataset.endswith(HALVED):  # the first half of the labels against the others: subclasses exist
                 task = replace(task, y=(task.y >= (task.classes + 1) // 2).long(), classes=2)
@@ -131,7 +129,7 @@ def ranking_half(options: argparse.Namespace) -> None:
         of_seed = run_of(options, dataset)
         for block in COLLECTIONS[dataset]:  # objectives first, then policies, then acquisition: whole tables early
             for name, piece in block.items():
-                for seed in range(options.seeds):
+                for seed in range(options.seed, options.seed + options.seeds):
                     each(options, "ranking", dataset, seed, {name: piece}, of_seed(seed))
 
 
@@ -177,21 +175,16 @@ def table(options: argparse.Namespace) -> None:
     before = json.loads(path.read_text(encoding="utf-8"))  # tables that WORK has nothing for stay, with their commit
     kept: dict[str, list[dict[str, Any]]] = before["tables"]
     commits: dict[str, str] = before["commits"]
-    commit = (
-        options.commit
-        or subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-    )
+    revision = options.commit or commit()
     for half, default in (("graph", "ff-g2m"), ("ranking", "kl")):
         for dataset in dict.fromkeys(run["dataset"] for run in runs if run["half"] == half):
             if rows := _rows([run for run in runs if run["dataset"] == dataset], default, options.seeds):
-                kept[dataset], commits[dataset] = rows, commit
+                kept[dataset], commits[dataset] = rows, revision
     for dataset, rows in kept.items():
         page += _table(dataset, rows, commits[dataset])
     value = {
         "command": "python benchmarks/quality_objectives.py graph|ranking --data DATA --work WORK",
-        "commits": commits, "machine": f"{platform.machine()}, two cores, shared", "python": sys.version.split()[0],
+        "commits": commits, "machine": machine(), "python": sys.version.split()[0],
         "tables": kept,
     }  # fmt: skip
     path.write_text(json.dumps(value, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
@@ -299,6 +292,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", default=None)
     parser.add_argument("--work", required=True)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="the first, for seeds in processes of their own")
     parser.add_argument("--commit", default="", help="of the code that made the runs; that of HEAD by default")
     parser.add_argument("--init", default="sentence-transformers/all-MiniLM-L6-v2", help="folder or hub id (ranking)")
     parser.add_argument("--only", nargs="*", default=[])

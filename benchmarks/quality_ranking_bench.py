@@ -12,13 +12,11 @@ queries, every student at its own default rate, search of the whole collection b
 """
 
 import argparse
-import os
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
+from origin import RESULTS, commit, machine
 from sentence_transformers import SentenceTransformer
 
 from structkd.files import write_json
@@ -26,7 +24,6 @@ from structkd.ranking.bench import BenchConfig, bench
 from structkd.ranking.distillation import DistillConfig
 from structkd.runs import versions
 
-RESULTS = Path(__file__).parent / "results"
 THREE = ("margin-mse", "kl", "plackett-luce")
 SETTINGS: dict[str, Any] = {"depth": 16, "train_queries": 32, "test_queries": 50, "max_length": 64, "objectives": THREE}
 WIKIQA = ("wikiqa-dev,wikiqa-train",)
@@ -101,11 +98,6 @@ def share_scores(work: Path, name: str) -> None:
         (work / name / "scores").symlink_to(kept, target_is_directory=True)
 
 
-def on_device() -> str:
-    """The GPU's name, where there is one."""
-    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-
-
 def configured(part: dict[str, Any], options: argparse.Namespace, start: str) -> BenchConfig:
     """The part's settings with real paths."""
     length = SETTINGS["max_length"]
@@ -153,14 +145,13 @@ def main() -> None:
         config = configured(part, options, start)
         share_scores(work, name)
         found = bench(config, work / name)
-        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS, capture_output=True, text=True).stdout
         loop = {
             key: getattr(config.distill, key) for key in ("epochs", "batch_lists", "learning_rate", "target_transform")
         }
         result = {
             "command": f"python benchmarks/quality_ranking_bench.py --parts {name}",
-            "commit": revision.strip(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread{on_device()}",
+            "commit": commit(),
+            "machine": f"{machine()}, one thread",
             "versions": versions(),
             "settings": {**SETTINGS, **part, **loop},
             "rows": found["rows"],

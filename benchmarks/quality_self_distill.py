@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_index import commit, machine
+from origin import commit, machine
 from sentence_transformers import SentenceTransformer
 
 from structkd.files import read_json, write_json

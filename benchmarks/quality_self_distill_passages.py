@@ -16,13 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench_index import commit, machine
+from origin import commit, machine
 from quality_self_distill import shallow
 
 from structkd.files import write_json
 from structkd.ranking.bi_encoder import BiScorer
 from structkd.ranking.cross_encoder import CrossScorer
-from structkd.ranking.data import Collection
+from structkd.ranking.data import Collection, read_qrels
 from structkd.ranking.datasets import load
 from structkd.ranking.evaluate import EvaluationResult, compare, evaluate_run, rerank, retrieve
 from structkd.ranking.negatives import bm25_candidates

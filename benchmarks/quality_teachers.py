@@ -11,15 +11,13 @@ back.
 
 import argparse
 import dataclasses
-import os
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from quality_ranking_bench import RESULTS, short_sighted, two_layers
+from origin import RESULTS, commit, machine
+from quality_ranking_bench import short_sighted, two_layers
 
 from structkd.files import read_json, write_json
 from structkd.ranking import datasets, student
@@ -144,11 +142,10 @@ def main() -> None:
         {"second": "both", "first": name, **dataclasses.asdict(paired(students[name], students["both"]))}
         for name in ("MiniLM", "SPLADE++")
     ]
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS, capture_output=True, text=True).stdout
     result = {
         "command": "python benchmarks/quality_teachers.py",
-        "commit": revision.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
+        "commit": commit(),
+        "machine": f"{machine()}, one thread",
         "versions": versions(),
         "settings": {
             "measure": MEASURE, "training_queries": QUERIES, "candidates": CANDIDATES, "depth": DEPTH,

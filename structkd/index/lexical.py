@@ -1,8 +1,9 @@
 """Bm25Index: BM25 over texts with bm25s, English stop words and the Snowball English stemmer; no Java."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-import bm25s
 import numpy as np
 import Stemmer
 import torch
@@ -16,6 +17,23 @@ from structkd.index.opened import OpenedTexts
 from structkd.index.storage import Stored
 from structkd.index.topk import NO_ROW, TopK
 from structkd.ordering import top_k
+
+
+@contextmanager
+def _without_jax() -> Iterator[None]:
+    """bm25s warms up JAX where that is installed, and JAX then takes three quarters of a GPU; nothing here needs it."""
+    hide = "jax" not in sys.modules
+    if hide:
+        sys.modules["jax"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules["jax"]
+
+
+with _without_jax():
+    import bm25s
 
 _STOP_WORDS = "english"
 _STEMMER = "english"

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -147,3 +150,13 @@ def test_published_column_on_real_collections(real_data: Path, name: str, column
         qrels.setdefault(query, {})[document] = int(grade)
     lists = {query: documents_of for query, (documents_of, _) in run.lists.items()}
     assert ndcg_at_10(lists, qrels) == pytest.approx(column, abs=0.005)
+
+
+def test_jax_is_not_started_for_bm25(tmp_path: Path) -> None:
+    """bm25s asks JAX for a top-k when it is imported, and JAX then holds most of a GPU."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("raise SystemExit('jax was imported')")
+    code = "import structkd.index.lexical, sys; assert 'jax' not in sys.modules; import bm25s; print('fine')"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "fine", done.stderr
