@@ -332,7 +332,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "collection": "scifact",
         "queries": 512,
         "batch_lists": 512,
-        "steps": 5,
+        "steps": 3,
         "in_batch": True,
     },
     "dl22-quality": {"what": "quality", "collection": "msmarco-dl22", "queries": 40, "batch_lists": 8, "steps": 5},

@@ -207,10 +207,10 @@ def _finished(
 ) -> dict[str, Any]:
     """The result of one method on one seed, from its file or computed now."""
     teacher_name = config.teacher if teacher.given is None else "gcn"
-    student = replace(config.distill_config, method=method, teacher=teacher_name).resolved(task)
+    student = replace(config.distill_config, method=method, teacher=teacher_name)
     identity = [
-        config_fields(student), teacher.key, task.seed, task.split_fingerprint, task.fingerprint, task.setting, _code(),
-        asdict(config.policies), [other.key for other in others], config.fuse,
+        config_fields(student.resolved(task)), teacher.key, task.seed, task.split_fingerprint, task.fingerprint,
+        task.setting, _code(), asdict(config.policies), [other.key for other in others], config.fuse,
     ]  # fmt: skip
     path = folder / "results" / f"{fingerprint_json(identity)[:20]}.json"
     if path.is_file():

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from structkd.errors import UsageError, did_you_mean
 from structkd.graph.config import DistillConfig, config_fields
 from structkd.graph.data import Features, GraphTask, chunks, rows_of
-from structkd.graph.evaluate import metric_of, report
+from structkd.graph.evaluate import metric_of, report, standard_error
 from structkd.graph.figures import band_figure, margin_figure, margins, training_figure
 from structkd.graph.inputs import RAW, Inputs
 from structkd.graph.lesson import Lesson, Method, Teaching
@@ -33,6 +33,8 @@ from structkd.scores.provenance import keep_teachers, teacher_row
 __all__ = ["METHODS", "DistillConfig", "DistillResult", "config_fields", "distill", "predict", "rows_of"]
 
 Logits = Float[Tensor, "nodes classes"]
+
+_CLEARLY = 2.0  # standard errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +85,44 @@ def distill(
         UsageError: an unknown method, no teacher for a method that needs one, or policies that do not fit.
         DataError: logits of another graph or size.
     """
-    config = (config or DistillConfig()).resolved(task)
+    asked = config or DistillConfig()
     seed = task.seed if seed is None else seed
-    method = _method(config.method)
-    logits, seen, started = teacher_logits(task, teacher), task.observed, time.process_time()
-    lesson = Lesson(seen, logits, config, seed, teacher if isinstance(teacher, Teacher) else None)
+    method = _method(asked.method)
+    logits, model = teacher_logits(task, teacher), teacher if isinstance(teacher, Teacher) else None
+    lesson = Lesson(task.observed, logits, asked.resolved(task), seed, model)
+    found = _trained(lesson, method, policies)
+    if not policies.active:  # a rival would be taught without them
+        others = [replace(asked, method=name, options="").resolved(task) for name in method.rivals]
+        rivals = [_trained(replace(lesson, config=one), METHODS[one.method], policies) for one in others]
+        found = _preferred(lesson, found, rivals)
+    teaching, logits = found.teaching, lesson.logits
+    metrics = _metrics(task, teaching, logits, found.fit)
+    metrics["cpu_seconds"] += found.preparing
+    if run is not None:
+        for line in found.fit.history:
+            run.log(**line)
+        _write_figures(run, task, teacher, teaching, logits, found.fit.history, seed)
+        finish(run, metrics)
+    kept = replace(found.config, method=asked.method, options=lesson.config.options)
+    return DistillResult(
+        teaching.student, found.fit.history, metrics, kept, method.input_class, run, teaching.target, teaching.inputs
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """A finished student: how it was taught and fitted, and the seconds before and around its own fit."""
+
+    teaching: Teaching
+    fit: Fit
+    config: DistillConfig
+    preparing: float
+
+
+def _trained(lesson: Lesson, method: Method, policies: Policies) -> _Trained:
+    """Prepare the method's side and fit its student."""
     check_needs(method, lesson)
+    config, seen, started = lesson.config, lesson.seen, time.process_time()
     batched = config.batch_nodes and method.needs != "nothing"
     if policies.active and batched:
         raise UsageError("--batch-nodes and policies do not go together yet: policies see all nodes in each step.")
@@ -98,23 +132,34 @@ def distill(
         teaching = teach_in_batches(lesson) if batched else method.teach(lesson)
     x = teaching.inputs.seen(seen)
     preparing = time.process_time() - started
-    watch = _watcher(seen, teaching.student, x, logits, config.watch_every)
+    watch = _watcher(seen, teaching.student, x, lesson.logits, config.watch_every)
     trained = teaching.student if teaching.also is None else nn.ModuleList([teaching.student, teaching.also])
     validate = _validation(seen, teaching, x)
     settings = _fit_config(config, teaching)
-    result = fit(trained, teaching.loss_of, validate, settings, seed, watch, teaching.groups, teaching.steps)
+    found = fit(trained, teaching.loss_of, validate, settings, lesson.seed, watch, teaching.groups, teaching.steps)
     if teaching.finish is not None:
         teaching.finish()
-    metrics = _metrics(task, teaching, logits, result)
-    metrics["cpu_seconds"] += preparing
-    if run is not None:
-        for line in result.history:
-            run.log(**line)
-        _write_figures(run, task, teacher, teaching, logits, result.history, seed)
-        finish(run, metrics)
-    return DistillResult(
-        teaching.student, result.history, metrics, config, method.input_class, run, teaching.target, teaching.inputs
-    )
+    return _Trained(teaching, found, config, preparing)
+
+
+def _preferred(lesson: Lesson, own: _Trained, rivals: Sequence[_Trained]) -> _Trained:
+    """The rival of best validation where it leads by more than two standard errors, else the method's own student.
+
+    Two: a rival's epoch was chosen by its validation metric, which flatters it by about one, and a student's by its
+    target, which does not.
+    """
+    if not rivals:
+        return own
+    seen = lesson.seen
+    answers = [predict(one.teaching.student, one.teaching.inputs.seen(seen)) for one in (own, *rivals)]
+    valid = [metric_of(out, seen.y, seen.valid, seen.metric) for out in answers]
+    best = max(range(len(answers)), key=lambda place: valid[place])
+    spent = sum(one.preparing + one.fit.cpu_seconds for one in (own, *rivals))
+    error = standard_error(seen, answers[best], answers[0], lesson.seed)
+    chosen = (own, *rivals)[best if valid[best] - valid[0] > _CLEARLY * error else 0]
+    if chosen is not own:
+        chosen = replace(chosen, teaching=replace(chosen.teaching, target=f"{chosen.config.method} on validation"))
+    return replace(chosen, preparing=spent - chosen.fit.cpu_seconds)
 
 
 def teacher_logits(task: GraphTask, teacher: NodeScores | Logits | Teacher | None) -> Tensor | None:

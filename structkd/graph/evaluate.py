@@ -9,6 +9,9 @@ from torch import Tensor
 from structkd.errors import DataError
 from structkd.graph.data import UNKNOWN, GraphTask, Metric
 
+RESAMPLES = 200
+"Bootstrap resamples of the validation nodes behind a standard error."
+
 
 def accuracy(
     logits: Float[Tensor, "nodes classes"], labels: Int[Tensor, " nodes"], mask: Bool[Tensor, " nodes"]
@@ -47,6 +50,24 @@ def metric_of(
     if bool((labels[mask] == UNKNOWN).any()):
         raise DataError("some nodes to evaluate have no label here; test labels are blank in a task's observed view.")
     return roc_auc(logits, labels, mask) if metric == "roc_auc" else accuracy(logits, labels, mask)
+
+
+def standard_error(
+    seen: GraphTask, one: Float[Tensor, "nodes classes"], other: Float[Tensor, "nodes classes"], seed: int
+) -> float:
+    """Bootstrap standard error, over validation nodes, of the difference of two answers' metrics."""
+    rows = torch.nonzero(seen.valid).flatten()
+    generator = np.random.default_rng(seed)
+    labels, everyone = seen.y[rows], torch.ones(len(rows), dtype=torch.bool)
+    first, second = one[rows], other[rows]
+    differences = []
+    for _ in range(RESAMPLES):
+        drawn = torch.from_numpy(generator.integers(0, len(rows), len(rows)))
+        if len(set(labels[drawn].tolist())) < 2 <= len(set(labels.tolist())):
+            continue  # a ranking metric has no value on one class
+        mine, theirs = (metric_of(each[drawn], labels[drawn], everyone, seen.metric) for each in (first, second))
+        differences.append(mine - theirs)
+    return float(np.std(differences)) if differences else 0.0
 
 
 def report(task: GraphTask, logits: Float[Tensor, "nodes classes"]) -> dict[str, float]:

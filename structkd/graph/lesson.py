@@ -105,12 +105,14 @@ class Method:
         needs: what of the teacher it reads: nothing, its logits, or the trained model itself.
         input_class: what its student reads at inference.
         chosen: its target is picked on validation.
+        rivals: methods whose student takes the place of its own where validation clearly prefers that.
     """
 
     teach: Callable[[Lesson], Teaching]
     needs: Literal["nothing", "logits", "model"] = "logits"
     input_class: InputClass = "graph_free"
     chosen: bool = False
+    rivals: tuple[str, ...] = ()
 
 
 def taught_by(

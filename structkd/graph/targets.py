@@ -14,7 +14,6 @@ little a as brings the agreement to the cosine asked for, and none that validati
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch import Tensor
 from structkd.graph import views
 from structkd.graph.committee import DEFAULT, CommitteeConfig, clamped, consult, pagerank
 from structkd.graph.data import GraphTask
-from structkd.graph.evaluate import metric_of
+from structkd.graph.evaluate import metric_of, standard_error
 from structkd.graph.shares import Probabilities, normal, with_even_shares
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import band_agreement, high_pass, low_pass
@@ -32,9 +31,6 @@ RESTARTS = (0.1, 0.2, 0.5)
 
 LIFTS = (0.1, 0.2, 0.3)
 "Shares a of the high band's difference that are tried in this order."
-
-RESAMPLES = 200
-"Bootstrap resamples of the validation nodes behind a standard error."
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +87,7 @@ def with_high_band(seen: GraphTask, estimate: Probabilities, teacher: Probabilit
 
 def leads(seen: GraphTask, one: Target, other: Target, seed: int) -> bool:
     """Whether one validation metric is higher by more than a standard error of the difference."""
-    return one.valid - other.valid > standard_error(seen, one, other, seed)
+    return one.valid - other.valid > standard_error(seen, _logs(one.probabilities), _logs(other.probabilities), seed)
 
 
 def responses(seen: GraphTask, probabilities: Probabilities, name: str) -> list[Target]:
@@ -105,22 +101,6 @@ def responses(seen: GraphTask, probabilities: Probabilities, name: str) -> list[
         f"{name}, high band lifted": lifted,
     }
     return [_judged(seen, key, signal) for key, signal in signals.items()]
-
-
-def standard_error(seen: GraphTask, one: Target, other: Target, seed: int) -> float:
-    """Bootstrap standard error, over validation nodes, of the difference of two targets' metrics."""
-    rows = torch.nonzero(seen.valid).flatten()
-    generator = np.random.default_rng(seed)
-    labels, everyone = seen.y[rows], torch.ones(len(rows), dtype=torch.bool)
-    first, second = (_logs(target.probabilities)[rows] for target in (one, other))
-    differences = []
-    for _ in range(RESAMPLES):
-        drawn = torch.from_numpy(generator.integers(0, len(rows), len(rows)))
-        if len(set(labels[drawn].tolist())) < 2 <= len(set(labels.tolist())):
-            continue  # a ranking metric has no value on one class
-        mine, theirs = (metric_of(each[drawn], labels[drawn], everyone, seen.metric) for each in (first, second))
-        differences.append(mine - theirs)
-    return float(np.std(differences)) if differences else 0.0
 
 
 def _committee(seen: GraphTask, seed: int, config: CommitteeConfig) -> Target:

@@ -70,11 +70,20 @@ class FlatIndex(OpenedVectors):
     def _search(self, queries: Float[Tensor, "queries dim"], k: int) -> TopK:
         size, found = _QUERIES[self.device.type], []
         for start in range(0, len(queries), size):
-            found.append(self._search_block(queries[start : start + size].to(self.device), k))
+            found.append(self._search_block(queries[start : start + size], k))
         rows = [np.concatenate(part) for part in zip(*found, strict=True)] if found else _nothing(k)
         return TopK(rows[0], rows[1], rows[2], self.ids)
 
     def _search_block(self, queries: Tensor, k: int) -> tuple[NDArray, NDArray, NDArray]:
+        try:
+            return self._settled(queries.to(self.device), k)
+        except torch.OutOfMemoryError:
+            raise DeviceError(
+                f"{self.device}: out of memory at {len(queries)} queries, which do not fit with what is there. "
+                "Free the device or use device='cpu'."
+            ) from None
+
+    def _settled(self, queries: Tensor, k: int) -> tuple[NDArray, NDArray, NDArray]:
         self._check_range(queries)
         pick = picker(self.vectors) if self.vectors.device.type == "cuda" else self._stored.pick
 

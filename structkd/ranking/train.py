@@ -26,6 +26,7 @@ from structkd.files import atomic_path, write_text
 from structkd.ids import Pairs, Texts, fingerprint_arrays, fingerprint_json
 from structkd.progress import note, track
 from structkd.ranking.encoders import NeuralScorer, weights_sha256
+from structkd.ranking.scorer import attention_of_any_shape
 from structkd.runs import Run, plain
 
 LossOf = Callable[[nn.Module, "Batch"], Tensor]
@@ -383,7 +384,7 @@ class _Loop:
         self.best = _weights(student)
 
     def train(self) -> FitResult:
-        with torch.random.fork_rng(devices=None if torch.cuda.is_available() else []):
+        with torch.random.fork_rng(devices=None if torch.cuda.is_available() else []), attention_of_any_shape():
             self._resume()
             if self.state.step == 0 and self.validate is not None and not self.state.history:
                 self._validate()
@@ -393,6 +394,7 @@ class _Loop:
                 if self._patience_over():
                     break
         self.model.eval()
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # else it would go on in mixed precision
         if self.validate is not None:
             self.student.load_state_dict(self.best)
         else:

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+import structkd
 from structkd.errors import DataError, TeacherMismatchError
 from structkd.files import create_exclusive, write_json
 from structkd.ids import fingerprint_arrays, fingerprint_fields
@@ -308,7 +308,7 @@ def _canonical_order(keys: NDArray[np.uint8]) -> IntArray:
 
 
 def _versions() -> str:
-    return f"structkd {version('structkd')}, pyarrow {pa.__version__}, numpy {np.__version__}"
+    return f"structkd {structkd.__version__}, pyarrow {pa.__version__}, numpy {np.__version__}"
 
 
 def _canonical(value: dict[str, Any]) -> str:

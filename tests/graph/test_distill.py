@@ -14,7 +14,7 @@ from structkd.errors import DataError, MissingScoreError, TeacherMismatchError, 
 from structkd.graph.distillation import predict
 from structkd.graph.evaluate import accuracy, report, roc_auc
 from structkd.graph.latency import NeighbourhoodTeacher
-from structkd.graph.lesson import Lesson
+from structkd.graph.lesson import Lesson, Teaching
 from structkd.graph.methods import METHODS
 from structkd.graph.published import FF_G2M, recipe
 from structkd.graph.storage import evaluate_saved, load_student, load_teacher, save_student, save_teacher
@@ -69,6 +69,31 @@ def test_a_distilled_student_beats_plain_mlp(task, store):
     assert ours.input_class == "graph_free"
     logits = ours.student(task.x)
     assert ours.metrics["test"] == accuracy(logits, task.y, task.test)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_rival_that_validation_clearly_prefers_takes_the_place(task, store, monkeypatch, tmp_path, swapped):
+    """The default method falls back on GLNN or FF-G2M where its own student is clearly worse on validation nodes."""
+    own, good = METHODS["structkd"], METHODS["ff-g2m"]
+    names = ("untaught", "ff-g2m") if not swapped else ("ff-g2m", "untaught")
+
+    def untaught(lesson):
+        student = lesson.student()
+        return Teaching(student, lambda _: 0 * sum(p.sum() for p in student.parameters()))
+
+    monkeypatch.setitem(METHODS, "untaught", replace(good, teach=untaught))
+    monkeypatch.setitem(METHODS, "structkd", replace(own, teach=METHODS[names[0]].teach, rivals=(names[1],)))
+    found = graph.distill(task, store, replace(STUDENT, method="structkd", hidden=24))
+    best = graph.distill(task, store, replace(STUDENT, method="ff-g2m", hidden=24))
+    assert found.metrics["valid"] == (
+        pytest.approx(best.metrics["valid"], abs=0.05) if swapped else best.metrics["valid"]
+    )
+    assert found.target == ("ff-g2m on validation" if not swapped else "teacher")
+    assert found.metrics["cpu_seconds"] > 0
+    assert found.config.method == "structkd"
+    save_student(found.student, found.config, tmp_path / "kept", found.inputs)
+    again = load_student(tmp_path / "kept")
+    torch.testing.assert_close(predict(again, task.x), predict(found.student, task.x))
 
 
 def test_same_seed_same_student(task, store):

@@ -7,10 +7,10 @@ from torch.nn.functional import one_hot
 
 from structkd import graph
 from structkd.graph.committee import CommitteeConfig
-from structkd.graph.evaluate import metric_of
+from structkd.graph.evaluate import metric_of, standard_error
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import band_agreement, high_pass
-from structkd.graph.targets import LIFTS, Target, choose_target, responses, standard_error, with_high_band
+from structkd.graph.targets import LIFTS, choose_target, responses, with_high_band
 from structkd.graph.views import ViewsConfig
 
 VIEWS = ViewsConfig(
@@ -96,10 +96,8 @@ def test_a_lift_that_validation_counts_against_is_not_taken(task):
 def test_standard_error_agrees_with_the_paired_formula(task):
     """Accuracy difference of two guesses: sqrt(var(correct - correct') / n)."""
     seen = task.observed
-    first, second = (Target("", noise(task, seed).softmax(dim=1), 0.0) for seed in (1, 2))
-    right = [
-        (t.probabilities.argmax(dim=1)[seen.valid] == seen.y[seen.valid]).double().numpy() for t in (first, second)
-    ]
+    first, second = noise(task, 1), noise(task, 2)
+    right = [(t.argmax(dim=1)[seen.valid] == seen.y[seen.valid]).double().numpy() for t in (first, second)]
     exact = np.sqrt(np.var(right[0] - right[1]) / len(right[0]))
     assert standard_error(seen, first, second, 0) == pytest.approx(exact, rel=0.25)
     assert standard_error(seen, first, first, 0) == 0
@@ -110,9 +108,8 @@ def test_standard_error_of_a_ranking_metric_skips_resamples_of_one_class():
     rare = torch.zeros_like(task.y)
     rare[torch.nonzero(task.valid).flatten()[0]] = 1
     seen = replace(task, y=rare, metric="roc_auc")
-    first, second = (Target("", noise(task, seed).softmax(dim=1), 0.0) for seed in (1, 2))
-    assert np.isfinite(standard_error(seen, first, second, 0))
-    assert np.isfinite(metric_of(first.probabilities.log(), seen.y, seen.valid, seen.metric))
+    assert np.isfinite(standard_error(seen, noise(task, 1), noise(task, 2), 0))
+    assert np.isfinite(metric_of(noise(task, 1), seen.y, seen.valid, seen.metric))
 
 
 def test_the_default_method_beats_plain_distillation_of_a_weak_teacher(task):

@@ -251,3 +251,13 @@ def test_bf16_on_the_cpu_trains_and_keeps_float32_weights(small: Collection, tin
     assert first["bf16"] != first["no"], "the forward pass ran in bfloat16"
     assert first["bf16"] == pytest.approx(first["no"], rel=0.1)
     assert torch.cosine_similarity(moved["bf16"], moved["no"], dim=0) > 0.7, "the steps go the same way"
+
+
+def test_after_mixed_precision_the_student_answers_in_float32_again(
+    small: Collection, tiny: str, tmp_path: Path
+) -> None:
+    """Training patches the forward pass; the student that is handed back must score as the one that is saved."""
+    lists, student = make_lists(small), BiScorer(tiny)
+    fit(student, lists, loss_of, replace(CONFIG, precision="bf16", max_steps=2))
+    student.save(tmp_path / "saved")
+    torch.testing.assert_close(student.score(lists.pairs()), BiScorer(tmp_path / "saved").score(lists.pairs()))
