@@ -74,16 +74,21 @@ class FlatIndex(OpenedVectors):
         rows = [np.concatenate(part) for part in zip(*found, strict=True)] if found else _nothing(k)
         return TopK(rows[0], rows[1], rows[2], self.ids)
 
-    def _search_block(self, queries: Tensor, k: int) -> tuple[NDArray, NDArray, NDArray]:
+    def _search_block(self, queries: Tensor, k: int) -> list[NDArray]:
+        """Rows, scores and validity of one block; halved while the device has no room for its smallest tile."""
         try:
             return self._settled(queries.to(self.device), k)
         except torch.OutOfMemoryError:
-            raise DeviceError(
-                f"{self.device}: out of memory at {len(queries)} queries, which do not fit with what is there. "
-                "Free the device or use device='cpu'."
-            ) from None
+            if len(queries) < 2:
+                raise DeviceError(
+                    f"{self.device}: out of memory at one query and {_SMALLEST_TILE} documents at a time. "
+                    "Free the device or use device='cpu'."
+                ) from None
+        half = len(queries) // 2  # outside of except: its traceback would hold on to what the device is short of
+        both = self._search_block(queries[:half], k), self._search_block(queries[half:], k)
+        return [np.concatenate(part) for part in zip(*both, strict=True)]
 
-    def _settled(self, queries: Tensor, k: int) -> tuple[NDArray, NDArray, NDArray]:
+    def _settled(self, queries: Tensor, k: int) -> list[NDArray]:
         self._check_range(queries)
         pick = picker(self.vectors) if self.vectors.device.type == "cuda" else self._stored.pick
 
@@ -93,7 +98,7 @@ class FlatIndex(OpenedVectors):
             return torch.from_numpy(best_rows).to(rows.device), torch.from_numpy(best_scores).to(rows.device)
 
         rows, scores = self._scan(queries, min(k, len(self)), settle)
-        return rows.cpu().numpy(), scores.cpu().numpy(), (rows >= 0).cpu().numpy()
+        return [rows.cpu().numpy(), scores.cpu().numpy(), (rows >= 0).cpu().numpy()]
 
     def _scan(self, queries: Tensor, k: int, settle: Settle) -> tuple[Tensor, Tensor]:
         """Exact candidates of one block of queries; the tile is halved when the device runs out of memory."""
@@ -113,10 +118,7 @@ class FlatIndex(OpenedVectors):
             except torch.OutOfMemoryError:
                 tile //= 2
                 if tile < _SMALLEST_TILE:
-                    raise DeviceError(
-                        f"{self.device}: out of memory at {len(queries)} queries and {tile * 2} documents at a time. "
-                        "Free the device or use device='cpu'."
-                    ) from None
+                    raise
 
     def _check_range(self, queries: Tensor) -> None:
         """Refuse products that float32 cannot hold."""

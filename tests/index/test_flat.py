@@ -290,14 +290,14 @@ def test_a_missing_gpu_is_an_error_and_never_a_fallback() -> None:
 
 
 class Crowded:
-    """A device with room for `room` documents per product: torch.mm on anything larger runs out of memory."""
+    """A device with room for `room` documents and `most` queries a product: on more torch.mm runs out of memory."""
 
-    def __init__(self, room: int) -> None:
-        self.room, self.multiply, self.tiles = room, torch.mm, []
+    def __init__(self, room: int, most: int = 1000) -> None:
+        self.room, self.most, self.multiply, self.tiles = room, most, torch.mm, []
 
     def mm(self, queries: torch.Tensor, documents: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         self.tiles.append(documents.shape[1])
-        if documents.shape[1] > self.room:
+        if documents.shape[1] > self.room or len(queries) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return self.multiply(queries, documents, out=out)
 
@@ -315,10 +315,20 @@ def test_out_of_memory_halves_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.tiles[:4] == [4096, 2048, 1024, 512]
 
 
+def test_no_room_for_the_smallest_tile_halves_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(10).standard_normal((300, 8), np.float32)
+    built = index.build(vectors, kind="flat", metric="ip")
+    expected = built.search(vectors[:11], 20)
+    monkeypatch.setattr(torch, "mm", Crowded(room=1000, most=3).mm)
+    found = built.search(vectors[:11], 20)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
 def test_too_little_memory_for_any_tile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     built = index.build(np.eye(100), kind="flat", metric="ip")
     monkeypatch.setattr(torch, "mm", Crowded(room=3).mm)
-    with pytest.raises(DeviceError, match="cpu: out of memory at 2 queries and 64 documents at a time"):
+    with pytest.raises(DeviceError, match="cpu: out of memory at one query and 64 documents at a time"):
         built.search(np.eye(100)[:2], 3)
 
 
