@@ -5,7 +5,8 @@ teacher among them (`views`), where they are dense. It is taught unless a spectr
 probabilities, training labels put back in first, has a validation metric higher by more than one standard error of the
 difference (the one-standard-error rule of Breiman et al., 1984, section 3.4.3): a few hundred labels cannot rank many
 near-equal candidates, and the best of them would mostly be luck. Responses: identity is GLNN's target, S is FF-G2M's
-low band, personalised PageRank is between, 2I - S lifts the high band of a heterophilous graph.
+low band, personalised PageRank is between, 2I - S lifts the high band of a heterophilous graph. Beside them stands
+what an MLP learns from the labels alone, which on some heterophilous graphs no teacher reaches.
 
 An estimate that is better than the teacher differs from it mostly in the low band (whole neighbourhoods change their
 class). So its high band can be the teacher's at little loss, where that is asked for: q + a (I - S)(t - q), with as
@@ -17,17 +18,23 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from structkd.graph import views
 from structkd.graph.committee import DEFAULT, CommitteeConfig, clamped, consult, pagerank
-from structkd.graph.data import GraphTask
+from structkd.graph.data import GraphTask, rows_of
 from structkd.graph.evaluate import metric_of, standard_error
+from structkd.graph.models import Mlp
 from structkd.graph.shares import Probabilities, normal, with_even_shares
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import band_agreement, high_pass, low_pass
+from structkd.graph.train import FitConfig, fit
 
 RESTARTS = (0.1, 0.2, 0.5)
 "Restart probabilities of the PageRank responses."
+
+_ALONE = FitConfig(learning_rate=0.01, weight_decay=5e-4, epochs=300, patience=50, select="loss")
+_ALONE_HIDDEN = 128
 
 LIFTS = (0.1, 0.2, 0.3)
 "Shares a of the high band's difference that are tried in this order."
@@ -50,13 +57,15 @@ def choose_target(
     high_band: float = 0.0,
     view_config: views.ViewsConfig = views.DEFAULT,
 ) -> Target:
-    """The method's own estimate, or the best response of the teacher where that leads by more than a standard error.
+    """The method's own estimate, or where one leads it by more than a standard error, the best response of the teacher
+    or what an MLP learns from labels alone.
 
     Args:
         high_band: mean cosine to the teacher over the high band that the estimate is brought to; 0 leaves it alone.
     """
     teacher = teacher_logits.softmax(dim=1)
-    best = max(responses(seen, teacher, "teacher"), key=lambda target: target.valid)
+    others = [*responses(seen, teacher, "teacher"), _features_alone(seen, seed)]
+    best = max(others, key=lambda target: target.valid)
     if isinstance(seen.x, SparseMatrix):
         own = compared = _committee(seen, seed, config)
     else:
@@ -101,6 +110,27 @@ def responses(seen: GraphTask, probabilities: Probabilities, name: str) -> list[
         f"{name}, high band lifted": lifted,
     }
     return [_judged(seen, key, signal) for key, signal in signals.items()]
+
+
+def _features_alone(seen: GraphTask, seed: int) -> Target:
+    """An MLP's answers from labels and a node's own features: under heterophily a graph can tell less than these."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Mlp(seen.num_features, _ALONE_HIDDEN, seen.classes)
+    train, valid = (torch.nonzero(mask).flatten() for mask in (seen.train, seen.valid))
+    x, held, everyone = rows_of(seen.x, train), rows_of(seen.x, valid), torch.ones(len(valid), dtype=torch.bool)
+
+    def loss_of(_: int) -> Tensor:
+        return cross_entropy(model(x), seen.y[train])
+
+    def validate() -> tuple[float, float]:
+        out = model(held)
+        return metric_of(out, seen.y[valid], everyone, seen.metric), float(cross_entropy(out, seen.y[valid]))
+
+    fit(model, loss_of, validate, _ALONE, seed)
+    with torch.no_grad():
+        answers: Tensor = model(seen.x)
+    return _judged(seen, "features alone", answers.softmax(dim=1))
 
 
 def _committee(seen: GraphTask, seed: int, config: CommitteeConfig) -> Target:
