@@ -130,10 +130,14 @@ OPTIONS: dict[str, Options] = {
 }
 "Own parameters of each method where no row says otherwise."
 
+FF_G2M_TERMS = ("lfd", "hfd", "ff-g2m")
+"Methods whose students take FF-G2M's row under every protocol; the rows for CPF splits are those of GLNN's student."
+
 
 def student_recipe(method: str, dataset: str, split: str, teacher: str) -> Recipe:
     """What a method's student is trained with: its published row, else the dataset's own row or a default."""
-    base = OWN if method == "structkd" else recipe(dataset, split, teacher)
+    published_for = "" if method in FF_G2M_TERMS else split
+    base = OWN if method == "structkd" else recipe(dataset, published_for, teacher)
     row = _row(method, dataset, teacher)
     if row is None:
         return replace(base, temperature=1.0) if method in ROWS else base

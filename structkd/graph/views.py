@@ -5,10 +5,11 @@ step over all nodes costs their full width. So they are filtered once, and small
 labelled nodes. Their answers, joined with the shared teacher's, then go from view to view (co-training; Blum &
 Mitchell, COLT 1998): a network that reads a node's own features learns the answers of all nodes, one that reads
 filtered features learns from it, and their joint answers are what the student is taught. Errors that follow the graph
-do not survive a view without it, and the other way round.
+do not survive a view without it, and the other way round, as long as networks do not learn the answers by heart: each
+step hides half of a row, since many weak features together name a node.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,11 +31,14 @@ Dense = Float[Tensor, "nodes features"]
 BATCH = 1024
 "Nodes of an optimiser step when all nodes teach."
 
+LEFT_OUT = 0.5
+"Share of a row's features, and of the hidden values, that a network does without at each step."
+
 _SCALE = 10.0  # mean length of a filtered row
 
 
 _LABELLED = FitConfig(learning_rate=0.01, weight_decay=5e-4, epochs=100, patience=100, select="loss")
-_FEATURES = FitConfig(learning_rate=0.005, weight_decay=2e-3, epochs=480, patience=120, select="loss")
+_FEATURES = FitConfig(learning_rate=0.005, weight_decay=5e-4, epochs=480, patience=120, select="loss")
 _FILTERED = FitConfig(learning_rate=0.005, weight_decay=5e-4, epochs=320, patience=120, select="loss")
 
 
@@ -43,7 +47,10 @@ class ViewsConfig:
     """Sizes of the networks behind the views."""
 
     members: int = 2
-    "Networks per filter on labelled nodes, and networks on features alone."
+    "Networks per filter on labelled nodes."
+
+    readers: int = 3
+    "Networks on features alone; more than per filter, since their answers are most of what is taught."
 
     restarts: tuple[float, ...] = (0.1, 0.2)
     "Restart probabilities of the PageRank filters of features."
@@ -81,18 +88,10 @@ def agreed(
     seen: GraphTask, start: Probabilities, filters: list[Dense], seed: int, config: ViewsConfig = DEFAULT
 ) -> Probabilities:
     """Answers with the nodes' own class shares, sent to the features' view, from there to the filtered view, joined."""
-    x, classes = _dense(seen), seen.classes
-    first = clamped(seen, with_own_shares(seen, start))
-
-    def on_features() -> nn.Module:
-        return Mlp(x.shape[1], config.wide, classes, 2, 0.3)
-
-    def on_filtered() -> nn.Module:
-        return nn.Sequential(nn.Dropout(0.5), Mlp(x.shape[1], config.narrow, classes, 2, 0.5))
-
-    seeds = [seed * 1000 + 100 + k for k in range(config.members + 1)]
-    own = geometric_mean([_taught(seen, x, first, on_features, config.features, one) for one in seeds[:-1]])
-    again = _taught(seen, filters[-1], clamped(seen, own), on_filtered, config.filtered, seeds[-1])
+    x, first = _dense(seen), clamped(seen, with_own_shares(seen, start))
+    *seeds, last = [seed * 1000 + 100 + k for k in range(config.readers + 1)]
+    own = geometric_mean([_taught(seen, x, first, config.wide, config.features, one) for one in seeds])
+    again = _taught(seen, filters[-1], clamped(seen, own), config.narrow, config.filtered, last)
     return geometric_mean([own, again])
 
 
@@ -132,10 +131,8 @@ def shuffled(nodes: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def _labelled(seen: GraphTask, x: Dense, seed: int, config: ViewsConfig) -> Probabilities:
-    def build() -> nn.Module:
-        return nn.Sequential(nn.Dropout(0.5), Mlp(x.shape[1], config.narrow, seen.classes, 2, 0.5))
-
-    model, (mine, labels), (held, wanted) = _built(build, seed), _part(seen, x, seen.train), _part(seen, x, seen.valid)
+    model = _network(seen, config.narrow, seed)
+    (mine, labels), (held, wanted) = _part(seen, x, seen.train), _part(seen, x, seen.valid)
     everyone = torch.ones(len(wanted), dtype=torch.bool)
 
     def validate() -> tuple[float, float]:
@@ -147,10 +144,10 @@ def _labelled(seen: GraphTask, x: Dense, seed: int, config: ViewsConfig) -> Prob
 
 
 def _taught(
-    seen: GraphTask, x: Dense, answers: Probabilities, build: Callable[[], nn.Module], settings: FitConfig, seed: int
+    seen: GraphTask, x: Dense, answers: Probabilities, width: int, settings: FitConfig, seed: int
 ) -> Probabilities:
     """What a network answers that learnt others' answers on all nodes; validation nodes say when it is closest."""
-    model, order = _built(build, seed), shuffled(seen.num_nodes, torch.Generator().manual_seed(seed))
+    model, order = _network(seen, width, seed), shuffled(seen.num_nodes, torch.Generator().manual_seed(seed))
     steps = steps_of(seen.num_nodes)
     held, wanted = x[seen.valid], answers[seen.valid]
 
@@ -167,10 +164,10 @@ def _taught(
     return _answers(model, x)
 
 
-def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def _network(seen: GraphTask, width: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build()
+        return nn.Sequential(nn.Dropout(LEFT_OUT), Mlp(seen.num_features, width, seen.classes, 2, LEFT_OUT))
 
 
 def _part(seen: GraphTask, x: Dense, rows: Tensor) -> tuple[Tensor, Tensor]:

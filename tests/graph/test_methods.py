@@ -516,6 +516,14 @@ def test_published_rows_of_students():
         student_recipe("tined", "planetoid:Cora", "public", "sage").label_weight == 0.0
     )  # its lamb of 1 is the teacher's
     assert student_recipe("krd", "digits", "public", "gcn").temperature == 1.0
+    ours, theirs = (student_recipe(method, "amazon:Photo", "cpf", "sage") for method in ("ff-g2m", "glnn"))
+    assert (ours.student_layers, ours.student_hidden, ours.learning_rate, ours.label_weight) == (3, 1024, 0.001, 0.2)
+    assert (theirs.student_layers, theirs.student_hidden, theirs.learning_rate, theirs.label_weight) == (
+        2,
+        128,
+        0.005,
+        0,
+    )
     assert set(OPTIONS) == {*ROWS, "structkd"} <= set(METHODS)  # ours has options and no published row
 
 

@@ -15,6 +15,7 @@ from structkd.graph.views import ViewsConfig
 
 VIEWS = ViewsConfig(
     members=1,
+    readers=1,
     labelled=replace(ViewsConfig().labelled, epochs=60),
     features=replace(ViewsConfig().features, epochs=120),
     filtered=replace(ViewsConfig().filtered, epochs=120),

@@ -10,6 +10,7 @@ from structkd.graph.spectral import propagation
 from structkd.graph.views import (
     BATCH,
     ViewsConfig,
+    _network,
     agreed,
     feature_filters,
     geometric_mean,
@@ -21,6 +22,7 @@ from structkd.graph.views import (
 DEFAULT = ViewsConfig()
 SMALL = ViewsConfig(
     members=1,
+    readers=1,
     labelled=replace(DEFAULT.labelled, epochs=60),
     features=replace(DEFAULT.features, epochs=120),
     filtered=replace(DEFAULT.filtered, epochs=120),
@@ -101,3 +103,15 @@ def test_answers_come_from_training_labels_and_the_seed_alone(task):
     )
     assert torch.equal(one, two)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_networks_on_features_read_half_of_a_row_in_training_and_all_of_it_afterwards(task):
+    x = torch.ones(200, task.num_features)
+    network = _network(task, 8, 0)
+    read: list[torch.Tensor] = []
+    network[1].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    network.train()(x)
+    network.eval()(x)
+    assert set(read[0].unique().tolist()) == {0.0, 2.0}  # the rest is scaled up, so the mean stays
+    assert float(read[0].mean()) == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(read[1], x)
