@@ -9,7 +9,7 @@ from structkd.graph.published import given
 from structkd.graph.published_students import own_options, student_recipe
 from structkd.graph.sparse import SparseMatrix
 
-ON_DENSE_FEATURES: dict[str, Any] = {"student_dropout": 0.5, "learning_rate": 0.005, "weight_decay": 1e-4}
+ON_DENSE_FEATURES: dict[str, Any] = {"learning_rate": 0.005, "weight_decay": 1e-4}
 "Of the default method, where features are dense: weight decay takes rare classes away again, dropout alone does not."
 
 

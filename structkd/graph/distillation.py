@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from structkd.errors import UsageError, did_you_mean
 from structkd.graph.config import DistillConfig, config_fields
 from structkd.graph.data import Features, GraphTask, chunks, rows_of
-from structkd.graph.evaluate import metric_of, report, standard_error
+from structkd.graph.evaluate import CLEARLY, metric_of, report, standard_error
 from structkd.graph.figures import band_figure, margin_figure, margins, training_figure
 from structkd.graph.inputs import RAW, Inputs
 from structkd.graph.lesson import Lesson, Method, Teaching
@@ -33,8 +33,6 @@ from structkd.scores.provenance import keep_teachers, teacher_row
 __all__ = ["METHODS", "DistillConfig", "DistillResult", "config_fields", "distill", "predict", "rows_of"]
 
 Logits = Float[Tensor, "nodes classes"]
-
-_CLEARLY = 2.0  # standard errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,10 +141,9 @@ def _trained(lesson: Lesson, method: Method, policies: Policies) -> _Trained:
 
 
 def _preferred(lesson: Lesson, own: _Trained, rivals: Sequence[_Trained]) -> _Trained:
-    """The rival of best validation where it leads by more than two standard errors, else the method's own student.
+    """The rival of best validation where it clearly leads, else the method's own student.
 
-    Two: a rival's epoch was chosen by its validation metric, which flatters it by about one, and a student's by its
-    target, which does not.
+    Clearly: a rival's epoch was chosen by its validation metric, which flatters it, and a student's by its target.
     """
     if not rivals:
         return own
@@ -156,7 +153,7 @@ def _preferred(lesson: Lesson, own: _Trained, rivals: Sequence[_Trained]) -> _Tr
     best = max(range(len(answers)), key=lambda place: valid[place])
     spent = sum(one.preparing + one.fit.cpu_seconds for one in (own, *rivals))
     error = standard_error(seen, answers[best], answers[0], lesson.seed)
-    chosen = (own, *rivals)[best if valid[best] - valid[0] > _CLEARLY * error else 0]
+    chosen = (own, *rivals)[best if valid[best] - valid[0] > CLEARLY * error else 0]
     if chosen is not own:
         chosen = replace(chosen, teaching=replace(chosen.teaching, target=f"{chosen.config.method} on validation"))
     return replace(chosen, preparing=spent - chosen.fit.cpu_seconds)

@@ -12,6 +12,9 @@ from structkd.graph.data import UNKNOWN, GraphTask, Metric
 RESAMPLES = 200
 "Bootstrap resamples of the validation nodes behind a standard error."
 
+CLEARLY = 2.0
+"Standard errors by which one answer must lead another on validation before it is preferred to it."
+
 
 def accuracy(
     logits: Float[Tensor, "nodes classes"], labels: Int[Tensor, " nodes"], mask: Bool[Tensor, " nodes"]

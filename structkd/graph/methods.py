@@ -118,6 +118,6 @@ METHODS: dict[str, Method] = {
     "tined": Method(injected_steps, needs="model"),
     "g2mlp": Method(matched_neighbourhoods, needs="model"),
     "adagmlp": Method(boosted_members),
-    "structkd": Method(chosen_target, chosen=True, rivals=("glnn", "ff-g2m")),
+    "structkd": Method(chosen_target, chosen=True, rivals=("glnn",)),
 }
 "Name on the command line -> method."

@@ -2,11 +2,11 @@
 
 The estimate is a self-trained committee's (`committee`) where features are sparse, and what two views agree on, the
 teacher among them (`views`), where they are dense. It is taught unless a spectral response g(S) of the teacher's
-probabilities, training labels put back in first, has a validation metric higher by more than one standard error of the
-difference (the one-standard-error rule of Breiman et al., 1984, section 3.4.3): a few hundred labels cannot rank many
-near-equal candidates, and the best of them would mostly be luck. Responses: identity is GLNN's target, S is FF-G2M's
-low band, personalised PageRank is between, 2I - S lifts the high band of a heterophilous graph. Beside them stands
-what an MLP learns from the labels alone, which on some heterophilous graphs no teacher reaches.
+probabilities, training labels put back in first, has a validation metric higher by more than two standard errors of the
+difference: a few hundred labels cannot rank many near-equal candidates, and the best of them would mostly be luck (one
+standard error, the rule of Breiman et al., 1984, section 3.4.3, is for two of them). Responses: identity is GLNN's
+target, S is FF-G2M's low band, personalised PageRank is between, 2I - S lifts the high band of a heterophilous graph.
+Beside them stands what an MLP learns from the labels alone, which on some heterophilous graphs no teacher reaches.
 
 An estimate that is better than the teacher differs from it mostly in the low band (whole neighbourhoods change their
 class). So its high band can be the teacher's at little loss, where that is asked for: q + a (I - S)(t - q), with as
@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from structkd.graph import views
 from structkd.graph.committee import DEFAULT, CommitteeConfig, clamped, consult, pagerank
 from structkd.graph.data import GraphTask, rows_of
-from structkd.graph.evaluate import metric_of, standard_error
+from structkd.graph.evaluate import CLEARLY, metric_of, standard_error
 from structkd.graph.models import Mlp
 from structkd.graph.shares import Probabilities, normal, with_even_shares
 from structkd.graph.sparse import SparseMatrix
@@ -57,7 +57,7 @@ def choose_target(
     high_band: float = 0.0,
     view_config: views.ViewsConfig = views.DEFAULT,
 ) -> Target:
-    """The method's own estimate, or where one leads it by more than a standard error, the best response of the teacher
+    """The method's own estimate, or where one clearly leads it, the best response of the teacher
     or what an MLP learns from labels alone.
 
     Args:
@@ -95,8 +95,9 @@ def with_high_band(seen: GraphTask, estimate: Probabilities, teacher: Probabilit
 
 
 def leads(seen: GraphTask, one: Target, other: Target, seed: int) -> bool:
-    """Whether one validation metric is higher by more than a standard error of the difference."""
-    return one.valid - other.valid > standard_error(seen, _logs(one.probabilities), _logs(other.probabilities), seed)
+    """Whether one validation metric is clearly higher."""
+    lead = one.valid - other.valid
+    return lead > CLEARLY * standard_error(seen, _logs(one.probabilities), _logs(other.probabilities), seed)
 
 
 def responses(seen: GraphTask, probabilities: Probabilities, name: str) -> list[Target]:
