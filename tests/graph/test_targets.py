@@ -126,7 +126,7 @@ def test_the_default_method_beats_plain_distillation_of_a_weak_teacher(task):
 
 def test_where_the_graph_says_nothing_features_alone_teach():
     """Random edges: what passes over them only blurs the features, and neither committee nor teacher is followed."""
-    task = graph.load("sbm:nodes=1500,classes=3,degree=8,signal=2,homophily=0.33")
+    task = graph.load("sbm:nodes=1500,classes=3,degree=20,signal=1,homophily=0.33")
     task = replace(task, x=SparseMatrix.of(np.asarray(task.x)))  # answered by a committee
     teacher = graph.train_teacher(task, graph.TeacherConfig(hidden=32, epochs=40))
     found = choose_target(task.observed, teacher.logits(task.observed), 0, CommitteeConfig(members=1, rounds=1))
