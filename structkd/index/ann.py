@@ -29,6 +29,7 @@ from structkd.index.storage import Stored
 from structkd.index.topk import TopK, ranked
 from structkd.index.tuning import Tuned, tune
 from structkd.index.vectors import exact_scores
+from structkd.progress import track
 
 _DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cu13")
 _FACTOR = {"faiss-flat": 1, "ivf-sq8": 1, "ivf-pq": 4, "hnsw": 1}  # candidates scored exactly, per document asked for
@@ -57,7 +58,8 @@ class FaissIndex(OpenedVectors):
 
     def _search(self, queries: Tensor, k: int) -> TopK:
         starts = range(0, max(len(queries), 1), _QUERIES)
-        parts = [self._search_block(queries[at : at + _QUERIES], k) for at in starts]
+        shown = track(starts, "searching") if len(starts) > 1 else starts
+        parts = [self._search_block(queries[at : at + _QUERIES], k) for at in shown]
         rows, scores, valid = (np.concatenate(part) for part in zip(*parts, strict=True))
         return TopK(rows, scores, valid, self.ids)
 
@@ -208,7 +210,7 @@ def _build(stored: Stored, manifest: IndexManifest) -> tuple[Any, dict[str, Any]
         parameters = {"factory": factory, "nprobe": 1}
         _train_lists(engine, stored, lists, manifest)
     step = max(1, _BLOCK_BYTES // (4 * dim))
-    for start in range(0, count, step):
+    for start in track(range(0, count, step), "adding vectors"):
         block = vectors[start : start + step].numpy()
         with blas_from_small_batches(len(block)):
             engine.add(block)

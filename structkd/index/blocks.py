@@ -10,6 +10,7 @@ from structkd.errors import DataError
 from structkd.ids import Ids
 from structkd.index.draft import Draft, VectorWriter
 from structkd.index.vectors import Metric, Vectors, as_tensor, check_dim, prepare
+from structkd.progress import track
 
 _BLOCK = 8192
 
@@ -49,7 +50,7 @@ def write_vectors(target: Draft, stream: Iterator[Tensor], metric: Metric, names
     dim, largest = 0, 0.0
     with target.file("vectors", ".safetensors") as path, path.open("wb") as handle:
         writer: VectorWriter | None = None
-        for block in stream:
+        for block in track(stream, "blocks of vectors"):
             if writer is None and block.shape[1] == 0:
                 break
             if writer is None:

@@ -11,6 +11,7 @@ from structkd.errors import DataError, UsageError
 from structkd.files import atomic_path
 from structkd.index.topk import TopK, first_kept
 from structkd.index.vectors import check_k
+from structkd.progress import track
 
 Symmetric = str  # one of SYMMETRIC
 SYMMETRIC = ("none", "mutual", "union")
@@ -37,7 +38,7 @@ def neighbour_graph(
     if symmetric not in SYMMETRIC:
         raise UsageError(f"symmetric {symmetric!r} is unknown; expected one of {', '.join(SYMMETRIC)}.")
     heads, tails, weights = [], [], []
-    for start in range(0, count, _GRAPH_QUERIES):
+    for start in track(range(0, count, _GRAPH_QUERIES), "neighbours"):
         stop = min(count, start + _GRAPH_QUERIES)
         top = neighbours(start, stop)
         keep = top.valid & (top.rows != np.arange(start, stop)[:, None])

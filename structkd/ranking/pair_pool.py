@@ -17,6 +17,11 @@ TextPair = tuple[str, str]
 LEAST = 8
 "Fewest pairs worth a cycle: one must be held out, and a rank correlation of fewer says nothing."
 
+_HEADER = {
+    *(f"{word}{mark}{number}" for word in ("sentence", "text", "sent", "s") for mark in ("", "_") for number in "12ab"),
+    "query", "question", "passage", "document", "left", "right",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PairPool:
@@ -84,6 +89,10 @@ def read_pair_file(path: str | Path) -> PairFile:
                 "spaces, and give both texts of every pair."
             )
         left, right = (text.strip() for text in fields[-2:])
+        if columns == 2 and not pairs and {left.lower(), right.lower()} <= _HEADER:
+            raise DataError(
+                f"{where}: {left!r} and {right!r} name columns. Remove the header line; only pairs are read."
+            )
         if not left or not right:
             raise DataError(f"{where}: one side of the pair is empty. Give both texts, or remove the line.")
         if columns == 3:

@@ -89,7 +89,13 @@ def _cat(wish: _Wish) -> NeuralScorer:
 
 def _static(wish: _Wish) -> NeuralScorer:
     if wish.init is not None:
-        return StaticScorer(wish.init, query_length=wish.max_length, document_length=wish.max_length)
+        found = StaticScorer(wish.init, query_length=wish.max_length, document_length=wish.max_length)
+        if not found.static:
+            raise UsageError(
+                f"student 'static' is token vectors without attention, {wish.init} is a transformer. Leave out its "
+                "starting weights, give a folder of a static model, or take the student 'dot'."
+            )
+        return found
     if wish.documents is None:
         raise UsageError("student 'static' without starting weights needs documents to learn its tokenizer from.")
     return StaticScorer.fresh(wish.documents, seed=wish.seed)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from structkd.errors import DataError
 from structkd.ids import fingerprint_json
+from structkd.progress import track
 from structkd.ranking.token_store import TokenStore
 
 Out = TypeVar("Out")
@@ -24,6 +25,7 @@ TOKEN_BUDGET = 16_384
 "Tokens, padding included, that one forward pass takes on a GPU; one text always fits."
 
 _CPU_BUDGET = 1_024  # activations stay in the cache of a core, and sorting by length saves padding
+_SHOWN = 20  # batches from which encoding shows a bar
 
 
 def token_budget(device: torch.device | None = None) -> int:
@@ -111,7 +113,10 @@ def in_batches(
     lengths = np.asarray([ids.shape[-1] for ids in tokens])
     order = np.argsort(lengths, kind="stable")
     pieces = Pieces(tokens, model, recompute)
-    parts = [pieces.run(encode, [tokens[i] for i in batch]) for batch in length_batches(lengths, order, budget)]
+    batches = list(length_batches(lengths, order, budget))
+    short = torch.is_grad_enabled() or len(batches) < _SHOWN  # a training step has a bar of its own
+    shown = batches if short else track(batches, "encoding")
+    parts = [pieces.run(encode, [tokens[i] for i in batch]) for batch in shown]
     back = np.empty(len(order), dtype=np.int64)
     back[order] = np.arange(len(order))
     whole = torch.cat(parts)

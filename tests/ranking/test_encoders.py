@@ -204,6 +204,8 @@ def test_errors_name_what_is_wrong(tiny: str, tmp_path: Path) -> None:
         student("dot", tiny, max_length=2)
     with pytest.raises(UsageError, match="needs documents"):
         student("static")
+    with pytest.raises(UsageError, match=r"static' is token vectors without attention, .* is a transformer"):
+        student("static", tiny)
     with pytest.raises(DataError, match="holds no model"):
         open_scorer(tmp_path)
     with pytest.raises(DataError, match="no such folder"):

@@ -54,6 +54,10 @@ def test_excluded_pairs_are_found_whatever_their_order_case_and_final_stop(tmp_p
         ("a\tb\na\tb\tc\n", r"pairs.tsv:2: 3 tab-separated columns, expected 2 as in line 1. Replace tabs"),
         ("1\ta\tb\n2\ta\tb\tc\n", r"pairs.tsv:2: 4 tab-separated columns, expected 3"),
         ("a\tb\tc\n", r"pairs.tsv:1: 'a' is no score. Three columns are score, text, text"),
+        (
+            "Sentence1\tSentence2\na\tb\n",
+            r"pairs.tsv:1: 'Sentence1' and 'Sentence2' name columns.*Remove the header line",
+        ),
         ("score\tsentence1\tsentence2\n1\ta\tb\n", r"pairs.tsv:1: 'score' is no score.*without a header line"),
         ("nan\tb\tc\n", r"pairs.tsv:1: 'nan' is no score"),
         ("only one text\n", r"pairs.tsv:1: 1 tab-separated columns, expected 2 \(text, text\) or 3"),
