@@ -239,13 +239,14 @@ class _Cycles:
             how = self.config.target_map
             targets = averaged([unit_targets(one, how, bi.bounded) for one, bi in zip(raw, self.bis, strict=True)])
             crosses = [self._cross(cycle, member, targets) for member in range(len(self.bis))]
-            labels = averaged([self._cross_labels(cycle, member, cross) for member, cross in enumerate(crosses)])
+            heard = averaged([self._cross_labels(cycle, member, cross) for member, cross in enumerate(crosses)])
+            labels = heard
             if self.config.bi_labels == "both":
-                agreement = spearman(labels[self.held], targets[self.held])
+                agreement = spearman(heard[self.held], targets[self.held])
                 note(f"cycle {cycle}: cross-encoders' labels agree {agreement:.2f} with bi-encoders' and weigh as much")
-                labels = blended(targets, labels, agreement)
+                labels = blended(targets, heard, agreement)
             own = first if self.config.bi_from == "init" else raw
-            self.bis = [self._bi(cycle, member, labels, own[member]) for member in range(len(self.bis))]
+            self.bis = [self._bi(cycle, member, labels, heard, own[member]) for member in range(len(self.bis))]
         result = self._result(start)
         keep_teachers(folder, self.teachers)
         _write(folder, result)
@@ -318,15 +319,19 @@ class _Cycles:
             return self.cross_inits[member]
         return self.inits[member] if cycle == 1 else str(self.out / f"cycle-{cycle - 1}/bi-{member + 1}/model")
 
-    def _bi(self, cycle: int, member: int, labels: FloatArray, own: FloatArray) -> BiScorer:
-        """The cycle's bi-encoder, trained on the cross-encoders' labels."""
+    def _bi(self, cycle: int, member: int, labels: FloatArray, heard: FloatArray, own: FloatArray) -> BiScorer:
+        """The cycle's bi-encoder, trained on `labels` and judged by what the cross-encoders say (`heard`).
+
+        Its own answers are a part of `labels`: judged by these, it would agree best where it has not moved at all.
+        """
         config, phase = self.config, f"cycle-{cycle}/bi-{member + 1}"
         scorer = self._open_bi(self.inits[member]) if config.bi_from == "init" else self.bis[member]
         targets = calibrated(labels, own, config.calibration)
         lists = pair_lists([self.pool.pairs.take(self.train)], targets[self.train])
         epochs = config.bi_epochs or passes(len(lists), config.bi_batch, _BI_STEPS)
         settings = self._fit(cycle, member, 1, epochs, config.bi_batch, config.bi_learning_rate)
-        folder = self._phase(phase, cycle, member, scorer, lists, settings, bi_loss(config.bi_loss), targets)
+        judged = calibrated(heard, own, config.calibration)
+        folder = self._phase(phase, cycle, member, scorer, lists, settings, bi_loss(config.bi_loss), judged)
         return self._open_bi(folder)
 
     def _phase(

@@ -284,6 +284,24 @@ def test_a_bi_encoder_learns_both_labels_as_far_as_the_cross_encoder_agrees(
         np.testing.assert_allclose(spy.calls[-1][1].targets, expected[train], atol=1e-5)
 
 
+def test_a_bi_encoder_is_not_judged_by_its_own_labels(
+    bi: str, pool: PairPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own answers among the labels, the weights that agree best would be those it started from."""
+    judged = []
+
+    def agreement(scores: Any, labels: Any) -> float:
+        judged.append(labels)
+        return 0.0
+
+    monkeypatch.setitem(module.JUDGES, "agreement", agreement)
+    result = self_distill(pool, [bi], dataclasses.replace(FAST, bi_labels="both"), out=tmp_path / "run")
+    _, held = split_pool(pool, FAST.held_out, FAST.seed)
+    labels = logit_targets(orders(CrossScorer(result.best["cross"]), pool.pairs, True))
+    expected = calibrated(labels, SentenceScorer(bi).score(pool.pairs).numpy(), "moments")
+    np.testing.assert_allclose(judged[-1], expected[held], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("lists", "steps", "expected"),
     [(10_000, 600, 2), (20_000, 600, 1), (90_000, 600, 1), (5_000, 300, 2), (40, 300, 5)],
