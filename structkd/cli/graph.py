@@ -102,8 +102,8 @@ def distill(
     run = Run.create(out, "graph distill", chosen, common.seed)
     result = graph.distill(task, teacher, config, common.seed, run, policies=policies)
     save_student(result.student, result.config, out, result.inputs)
-    value = {"run": str(out), "method": config.method, "input_class": result.input_class, "metrics": result.metrics}
-    return Output(value, [Table(f"{task.name}: {config.method}", [result.metrics])])
+    value = {"run": str(out), "method": config.method, "input_class": result.input_class, "target": result.target}
+    return Output(value | {"metrics": result.metrics}, [Table(f"{task.name}: {config.method}", [result.metrics])])
 
 
 @app.command

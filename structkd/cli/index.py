@@ -98,36 +98,14 @@ def build(
         built: VectorIndex | LexicalIndex = _build_text(collection, "bm25" if kind == "auto" else kind, k1, b, out)
     else:
         numbers, names = _vectors(vectors or Path(), ids)
+        shared: dict[str, Any] = {"metric": metric, "out": out, "device": device, "encoder": encoder, "recall": recall}
         if kind == "multi-vector":
             asked = None if queries is None else _grouped(*_vectors(queries, query_ids))[0]
-            documents, ids_of = _grouped(numbers, names)
-            index.build_multi(
-                documents,
-                ids_of,
-                metric=metric,
-                out=out,
-                device=device,
-                encoder=encoder,
-                recall=recall,
-                seed=common.seed,
-                queries=asked,
-            )
+            index.build_multi(*_grouped(numbers, names), seed=common.seed, queries=asked, **shared)
             return show(out, common=common)
-        built = index.build(
-            numbers,
-            names,
-            kind=kind,
-            metric=metric,
-            out=out,
-            device=device,
-            recall=recall,
-            memory=memory,
-            encoder=encoder,
-            seed=common.seed,
-            address=address,
-            milvus_index=milvus_index,
-            queries=None if queries is None else read_npy(queries),
-        )
+        asked_for = None if queries is None else read_npy(queries)
+        placed: dict[str, Any] = {"address": address, "milvus_index": milvus_index, "memory": memory}
+        built = index.build(numbers, names, kind=kind, seed=common.seed, queries=asked_for, **placed, **shared)
     note(f"index: {built.kind}, {len(built):,} documents in {time.perf_counter() - began:.1f} s")
     return show(out, common=common)
 

@@ -28,18 +28,20 @@ def with_own_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilit
     That is the first step of the EM of Saerens et al. Further steps run away where answers are badly calibrated: their
     shares then move to whole classes, while one step can at most repeat the shares that the answers show.
     """
-    free = ~(seen.train | seen.valid)
-    if not drawn_by_class(seen) or not bool(free.any()):
-        return probabilities
-    return normal(probabilities * probabilities[free].mean(dim=0))
+    shares = _shares(seen, probabilities)
+    return probabilities if shares is None else normal(probabilities * shares)
 
 
 def with_even_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilities:
     """The same answers as if classes were equally frequent, to compare with those of models fitted to such a set."""
+    shares = _shares(seen, probabilities)
+    return probabilities if shares is None else normal(probabilities / shares.clamp_min(1e-12))
+
+
+def _shares(seen: GraphTask, probabilities: Probabilities) -> Float[Tensor, " classes"] | None:
+    """Mean answer over unlabelled nodes; None where the training set hides nothing, or no node is unlabelled."""
     free = ~(seen.train | seen.valid)
-    if not drawn_by_class(seen) or not bool(free.any()):
-        return probabilities
-    return normal(probabilities / probabilities[free].mean(dim=0).clamp_min(1e-12))
+    return probabilities[free].mean(dim=0) if drawn_by_class(seen) and bool(free.any()) else None
 
 
 def normal(probabilities: Probabilities) -> Probabilities:
