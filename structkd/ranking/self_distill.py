@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -356,7 +357,9 @@ class _Cycles:
         if frozen is not None:
             frozen.weight.requires_grad_(False)
         run = Run.create(folder, f"ranking self-distill {kind}", settings, settings.seed)
-        result = fit(scorer, lists, loss_of, settings, validate=lambda: self._judge(scorer, targets), run=run)
+        # a model agrees well with labels that it had a part in before it has learnt them: only gold can tell it to stay
+        judge, moves = partial(self._judge, scorer, targets), self.gold is None
+        result = fit(scorer, lists, loss_of, settings, validate=judge, run=run, start_counts=not moves)
         scorer.save(folder / "model")
         clear_checkpoint(run)
         run.finish({"dev": result.best_value, "steps": result.steps})
@@ -443,7 +446,8 @@ class _Cycles:
                     "in the pool, trained on without their labels; --exclude keeps them out"
                 )
             note(f"gold labels of {self.gold.source} chose the weights and models")
-        best = {phase: best_row(self.rows, phase).folder for phase in ("bi", "cross")}
+        shown = self.rows if self.gold is not None else [row for row in self.rows if row.cycle == self.config.cycles]
+        best = {phase: best_row(shown, phase).folder for phase in ("bi", "cross")}
         return SelfDistillResult(self.rows, best, start, self._selection(), counts, self.asked, self.found, self.out)
 
 

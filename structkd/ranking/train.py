@@ -285,6 +285,7 @@ def fit(
     validate: Validate | None = None,
     run: Run | None = None,
     plan: Plan | None = None,
+    start_counts: bool = True,
 ) -> FitResult:
     """Train `student` in place; afterwards it holds the weights of the best validation (the last without one).
 
@@ -300,6 +301,7 @@ def fit(
         validate: measures the student, higher is better; called before the first step and as configured.
         run: where checkpoints and metrics go; without it nothing is written.
         plan: batches of `lists` in another order or composition than shuffled lists.
+        start_counts: whether the weights before the first step can be the best ones.
 
     Raises:
         UsageError: nothing to train on, a setting out of range, or a checkpoint of another run in the folder.
@@ -307,7 +309,7 @@ def fit(
     """
     _check(config, lists)
     chosen = plan or plan_of(lists, config, student)
-    return _Loop(student, chosen, loss_of, config, validate, run).train()
+    return _Loop(student, chosen, loss_of, config, validate, run).train(start_counts)
 
 
 def plan_of(lists: Lists, config: FitConfig, student: nn.Module) -> Plan:
@@ -383,10 +385,10 @@ class _Loop:
         self.state = _State()
         self.best = _weights(student)
 
-    def train(self) -> FitResult:
+    def train(self, start_counts: bool) -> FitResult:
         with torch.random.fork_rng(devices=None if torch.cuda.is_available() else []), attention_of_any_shape():
             self._resume()
-            if self.state.step == 0 and self.validate is not None and not self.state.history:
+            if start_counts and self.state.step == 0 and self.validate is not None and not self.state.history:
                 self._validate()
             self.model.train(self.config.dropout)
             for step in track(range(self.state.step, self.total), "training"):

@@ -1,6 +1,7 @@
 """Trans-Encoder cycles: targets, both orders, one truncation, models of different width, resume, published labels."""
 
 import dataclasses
+import itertools
 import json
 import signal
 import subprocess
@@ -475,6 +476,21 @@ def test_gold_scores_choose_and_the_result_says_so_whatever_their_scale(
     assert [row.dev for row in one.rows] == [row.dev for row in other.rows]
     assert one.start == other.start
     assert self_distill(pool, [bi], FAST, out=tmp_path / "none").selection == "held-out agreement"
+
+
+def test_without_gold_every_cycle_moves_its_models_and_the_last_one_counts(
+    bi: str, pool: PairPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agreement with labels that a model had a part in is highest where it stays: here it falls all the time."""
+    values = iter(range(1000, 0, -1))
+    monkeypatch.setitem(module.JUDGES, "agreement", lambda *_: float(next(values)))
+    config = dataclasses.replace(FAST, cycles=2, bi_labels="both")
+    result = self_distill(pool, [bi], config, out=tmp_path / "run")
+    folders = [Path(bi), *(Path(row.folder) for row in result.rows if row.phase == "bi")]
+    states = [BiScorer(str(folder)).state_dict() for folder in folders]
+    for before, after in itertools.pairwise(states):
+        assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all("cycle-2" in folder for folder in result.best.values())
 
 
 def test_queries_and_passages_are_labelled_in_one_order(
