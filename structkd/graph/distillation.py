@@ -148,7 +148,7 @@ def _preferred(lesson: Lesson, own: _Trained, rivals: Sequence[_Trained]) -> _Tr
     if not rivals:
         return own
     seen = lesson.seen
-    answers = [predict(one.teaching.student, one.teaching.inputs.seen(seen)) for one in (own, *rivals)]
+    answers = [_compared(one.teaching, seen) for one in (own, *rivals)]
     valid = [metric_of(out, seen.y, seen.valid, seen.metric) for out in answers]
     best = max(range(len(answers)), key=lambda place: valid[place])
     spent = sum(one.preparing + one.fit.cpu_seconds for one in (own, *rivals))
@@ -157,6 +157,12 @@ def _preferred(lesson: Lesson, own: _Trained, rivals: Sequence[_Trained]) -> _Tr
     if chosen is not own:
         chosen = replace(chosen, teaching=replace(chosen.teaching, target=f"{chosen.config.method} on validation"))
     return replace(chosen, preparing=spent - chosen.fit.cpu_seconds)
+
+
+def _compared(teaching: Teaching, seen: GraphTask) -> Logits:
+    """A student's answers as they are held against those of others."""
+    out = predict(teaching.student, teaching.inputs.seen(seen))
+    return out if teaching.comparable is None else teaching.comparable(out.softmax(dim=1)).clamp_min(1e-12).log()
 
 
 def teacher_logits(task: GraphTask, teacher: NodeScores | Logits | Teacher | None) -> Tensor | None:

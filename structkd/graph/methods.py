@@ -4,6 +4,7 @@ Weighted edge divergences sum_ij w_ij KL(t_j || s_i) all go through `edge_diverg
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -21,6 +22,7 @@ from structkd.graph.moments import matched_neighbourhoods
 from structkd.graph.nosmog import positioned_nodes
 from structkd.graph.published import given
 from structkd.graph.reliability import reliable_neighbours
+from structkd.graph.shares import with_even_shares
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.targets import choose_target
 from structkd.graph.views import shuffled, steps_of
@@ -65,7 +67,8 @@ def chosen_target(lesson: Lesson) -> Teaching:
     student = lesson.student()
     if not isinstance(lesson.seen.x, SparseMatrix):
         loss_of, steps = _in_batches(lesson, student, lesson.seen.x, answers)
-        return Teaching(student, loss_of, target=best.name, answers=answers, steps=steps)
+        even = partial(with_even_shares, lesson.seen)
+        return Teaching(student, loss_of, target=best.name, answers=answers, steps=steps, comparable=even)
     wanted = answers.clamp_min(1e-12).log()
     weights = node_weights(lesson.seen)
     loss_of = taught_by(lesson, student, lesson.seen.x, [edge_divergence(wanted, lambda _: weights)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from reference import graph_losses as slow
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from structkd import graph, scores
 from structkd.errors import DataError, MissingScoreError, TeacherMismatchError, UsageError
@@ -94,6 +94,19 @@ def test_a_rival_that_validation_clearly_prefers_takes_the_place(task, store, mo
     save_student(found.student, found.config, tmp_path / "kept", found.inputs)
     again = load_student(tmp_path / "kept")
     torch.testing.assert_close(predict(again, task.x), predict(found.student, task.x))
+
+
+def test_rivals_are_compared_with_the_answers_that_the_method_says(task, store, monkeypatch):
+    """Class shares cost validation accuracy where the validation set is drawn by class: they are taken out first."""
+    labels = one_hot(task.observed.y.clamp_min(0), task.classes).float()
+
+    def untaught(lesson):
+        student = lesson.student()
+        nothing = lambda _: 0 * sum(p.sum() for p in student.parameters())  # noqa: E731
+        return Teaching(student, nothing, comparable=lambda _: labels)
+
+    monkeypatch.setitem(METHODS, "structkd", replace(METHODS["structkd"], teach=untaught, rivals=("ff-g2m",)))
+    assert graph.distill(task, store, replace(STUDENT, method="structkd")).target == "teacher"
 
 
 def test_same_seed_same_student(task, store):
