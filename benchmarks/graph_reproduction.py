@@ -11,14 +11,13 @@ cores shared with other work.
 import argparse
 import fcntl
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from origin import RESULTS, commit
+from origin import RESULTS, commit, machine
 
 from structkd import graph
 
@@ -127,7 +126,7 @@ def summary(found: list[dict], earlier: list[dict]) -> dict:
         "what": "test accuracy in % at best validation, published hyper-parameters, one shared teacher per seed",
         "marks": MARKS,
         "command": "python benchmarks/graph_reproduction.py --data-root DATA --work WORK",
-        "machine": f"{platform.machine()}, one thread, cores shared with other work",
+        "machine": f"{machine()}, one thread, cores shared with other work",
         "python": sys.version.split()[0],
         "blocks": [block for name in BLOCKS if (block := table(name, found))["rows"]],
         "missing_seeds_of_five": {name: parts for name, parts in missing.items() if parts},

@@ -8,11 +8,10 @@ GLNN and FF-G2M. Writes results/graph_spectrum.json and docs/graph-spectrum.svg;
 
 import argparse
 import json
-import platform
 from pathlib import Path
 
 import matplotlib
-from origin import RESULTS, commit
+from origin import RESULTS, commit, machine
 
 from structkd import graph
 
@@ -35,7 +34,7 @@ def main() -> None:
         "what": "mean cosine and relative Frobenius error of student and teacher probabilities per band; low S p, high "
         "(I - S) p; share of energy in equal intervals of [0, 2]; finished students at best validation",
         "command": f"python benchmarks/graph_spectrum.py --data-root DATA --seed {arguments.seed}",
-        "commit": commit(), "machine": f"{platform.machine()}, one thread", "dataset": "planetoid:Cora",
+        "commit": commit(), "machine": f"{machine()}, one thread", "dataset": "planetoid:Cora",
         "split": "public", "setting": "transductive", "teacher": "gcn", "seed": arguments.seed,
         "teacher_test": teacher.metrics["test"], "curves": shown,
         "energies": {name: [round(share, 6) for share in shares] for name, shares in found.energies.items()},

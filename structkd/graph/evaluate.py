@@ -1,10 +1,13 @@
 """What is reported: accuracy or ROC AUC on a mask, and agreement with the teacher per band."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from structkd.errors import DataError
 from structkd.graph.data import UNKNOWN, GraphTask, Metric
@@ -53,6 +56,26 @@ def metric_of(
     if bool((labels[mask] == UNKNOWN).any()):
         raise DataError("some nodes to evaluate have no label here; test labels are blank in a task's observed view.")
     return roc_auc(logits, labels, mask) if metric == "roc_auc" else accuracy(logits, labels, mask)
+
+
+def validation(
+    seen: GraphTask, answers: Callable[[], Tensor], wanted: Tensor | None = None
+) -> Callable[[], tuple[float, float]]:
+    """What `train.fit` looks at: the metric of the validation nodes' answers, and their cross-entropy.
+
+    Args:
+        answers: the model's logits [validation nodes, classes] as it is now.
+        wanted: classes or distributions of these nodes that the cross-entropy is towards; their labels by default.
+    """
+    labels = seen.y[seen.valid]
+    everyone = torch.ones(len(labels), dtype=torch.bool)
+
+    def validate() -> tuple[float, float]:
+        out = answers()
+        loss = cross_entropy(out, labels if wanted is None else wanted)
+        return metric_of(out, labels, everyone, seen.metric), float(loss)
+
+    return validate
 
 
 def standard_error(

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, elu
 
 from structkd.errors import UsageError
 from structkd.graph.data import Features, GraphTask, chunks, rows_of
-from structkd.graph.evaluate import metric_of
+from structkd.graph.evaluate import validation
 from structkd.graph.models import Appnp, Gat, Gcn, Sage, relu_dropout
 from structkd.graph.sampling import ALL, Block, NeighbourSampler
 from structkd.graph.sparse import SparseMatrix
@@ -124,14 +124,11 @@ class SampledTraining:
     def validate(self) -> Callable[[], tuple[float, float]]:
         """Metric and cross-entropy on validation nodes from sampled neighbourhoods, the same in every epoch."""
         sampler, rows = NeighbourSampler.of(self.seen, self.fan_outs), torch.nonzero(self.seen.valid).flatten()
-        labels, everyone = self.seen.y[rows], torch.ones(len(rows), dtype=torch.bool)
 
-        def validation() -> tuple[float, float]:
-            parts = [self._logits(sampler, rows[part], self.seed) for part in chunks(len(rows), self.batch)]
-            out = torch.cat(parts)
-            return metric_of(out, labels, everyone, self.seen.metric), float(cross_entropy(out, labels))
+        def answers() -> Tensor:
+            return torch.cat([self._logits(sampler, rows[part], self.seed) for part in chunks(len(rows), self.batch)])
 
-        return validation
+        return validation(self.seen, answers)
 
     def _logits(self, sampler: NeighbourSampler, rows: Tensor, seed: int) -> Tensor:
         blocks = sampler.blocks(rows.numpy(), seed)

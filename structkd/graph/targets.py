@@ -14,6 +14,7 @@ little a as brings the agreement to the cosine asked for, and none that validati
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from structkd.graph import views
 from structkd.graph.committee import DEFAULT, CommitteeConfig, clamped, consult, pagerank
 from structkd.graph.data import GraphTask, rows_of
-from structkd.graph.evaluate import CLEARLY, metric_of, standard_error
+from structkd.graph.evaluate import CLEARLY, metric_of, standard_error, validation
 from structkd.graph.models import Mlp
 from structkd.graph.shares import Probabilities, normal, with_even_shares
 from structkd.graph.sparse import SparseMatrix
@@ -118,17 +119,9 @@ def _features_alone(seen: GraphTask, seed: int) -> Target:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Mlp(seen.num_features, _ALONE_HIDDEN, seen.classes)
-    train, valid = (torch.nonzero(mask).flatten() for mask in (seen.train, seen.valid))
-    x, held, everyone = rows_of(seen.x, train), rows_of(seen.x, valid), torch.ones(len(valid), dtype=torch.bool)
-
-    def loss_of(_: int) -> Tensor:
-        return cross_entropy(model(x), seen.y[train])
-
-    def validate() -> tuple[float, float]:
-        out = model(held)
-        return metric_of(out, seen.y[valid], everyone, seen.metric), float(cross_entropy(out, seen.y[valid]))
-
-    fit(model, loss_of, validate, _ALONE, seed)
+    mine, held = (rows_of(seen.x, torch.nonzero(mask).flatten()) for mask in (seen.train, seen.valid))
+    labels, validate = seen.y[seen.train], validation(seen, partial(model, held))
+    fit(model, lambda _: cross_entropy(model(mine), labels), validate, _ALONE, seed)
     with torch.no_grad():
         answers: Tensor = model(seen.x)
     return _judged(seen, "features alone", answers.softmax(dim=1))

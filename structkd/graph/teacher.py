@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from structkd import scores
 from structkd.errors import DataError, MissingScoreError, TeacherMismatchError, UsageError
 from structkd.graph.data import GraphTask
-from structkd.graph.evaluate import metric_of, report
+from structkd.graph.evaluate import report, validation
 from structkd.graph.models import build_teacher
 from structkd.graph.published import given, recipe
 from structkd.graph.sampled import SampledTraining, layerwise_logits, parsed_fan_outs, restricted
@@ -149,14 +149,8 @@ def _whole_graph(
     whole = cache(lambda: model.prepare(seen))  # type: ignore[operator]
     trained = restricted(model, seen, torch.nonzero(seen.train).flatten(), whole)
     judged = restricted(model, seen, torch.nonzero(seen.valid).flatten(), whole)
-    labels, wanted = seen.y[seen.train], seen.y[seen.valid]
-    everyone = torch.ones(len(wanted), dtype=torch.bool)
-
-    def validate() -> tuple[float, float]:
-        out = judged()
-        return metric_of(out, wanted, everyone, seen.metric), float(cross_entropy(out, wanted))
-
-    return lambda _: cross_entropy(trained(), labels), validate
+    labels = seen.y[seen.train]
+    return lambda _: cross_entropy(trained(), labels), validation(seen, judged)
 
 
 def teacher_spec(task: GraphTask, config: TeacherConfig, seed: int) -> scores.TeacherSpec:

@@ -11,6 +11,7 @@ step hides half of a row, since many weak features together name a node.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from structkd.graph.committee import clamped
 from structkd.graph.data import GraphTask
-from structkd.graph.evaluate import metric_of
+from structkd.graph.evaluate import validation
 from structkd.graph.models import Mlp
 from structkd.graph.shares import Probabilities, normal, with_own_shares
 from structkd.graph.sparse import SparseMatrix
@@ -132,13 +133,8 @@ def shuffled(nodes: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 def _labelled(seen: GraphTask, x: Dense, seed: int, config: ViewsConfig) -> Probabilities:
     model = _network(seen, config.narrow, seed)
-    (mine, labels), (held, wanted) = _part(seen, x, seen.train), _part(seen, x, seen.valid)
-    everyone = torch.ones(len(wanted), dtype=torch.bool)
-
-    def validate() -> tuple[float, float]:
-        out = model(held)
-        return metric_of(out, wanted, everyone, seen.metric), float(cross_entropy(out, wanted))
-
+    mine, labels = x[seen.train], seen.y[seen.train]
+    validate = validation(seen, partial(model, x[seen.valid]))
     fit(model, lambda _: cross_entropy(model(mine), labels), validate, config.labelled, seed)
     return _answers(model, x)
 
@@ -168,10 +164,6 @@ def _network(seen: GraphTask, width: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Dropout(LEFT_OUT), Mlp(seen.num_features, width, seen.classes, 2, LEFT_OUT))
-
-
-def _part(seen: GraphTask, x: Dense, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return x[rows], seen.y[rows]
 
 
 @torch.no_grad()

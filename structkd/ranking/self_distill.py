@@ -358,8 +358,8 @@ class _Cycles:
             frozen.weight.requires_grad_(False)
         run = Run.create(folder, f"ranking self-distill {kind}", settings, settings.seed)
         # a model agrees well with labels that it had a part in before it has learnt them: only gold can tell it to stay
-        judge, moves = partial(self._judge, scorer, targets), self.gold is None
-        result = fit(scorer, lists, loss_of, settings, validate=judge, run=run, start_counts=not moves)
+        stays, judge = self.gold is not None, partial(self._judge, scorer, targets)
+        result = fit(scorer, lists, loss_of, settings, validate=judge, run=run, start_counts=stays)
         scorer.save(folder / "model")
         clear_checkpoint(run)
         run.finish({"dev": result.best_value, "steps": result.steps})
