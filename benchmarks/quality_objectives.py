@@ -173,13 +173,16 @@ def table(options: argparse.Namespace) -> None:
     ]
     path = RESULTS / "objectives_and_policies.json"
     before = json.loads(path.read_text(encoding="utf-8"))  # tables that WORK has nothing for stay, with their commit
-    kept: dict[str, list[dict[str, Any]]] = before["tables"]
+    declared = [*GRAPHS, *COLLECTIONS]
+    kept: dict[str, list[dict[str, Any]]] = {name: rows for name, rows in before["tables"].items() if name in declared}
     commits: dict[str, str] = before["commits"]
     revision = options.commit or commit()
     for half, default in (("graph", "ff-g2m"), ("ranking", "kl")):
         for dataset in dict.fromkeys(run["dataset"] for run in runs if run["half"] == half):
             if rows := _rows([run for run in runs if run["dataset"] == dataset], default, options.seeds):
                 kept[dataset], commits[dataset] = rows, revision
+    kept = {name: kept[name] for name in declared if name in kept}
+    commits = {name: commits[name] for name in kept}
     for dataset, rows in kept.items():
         page += _table(dataset, rows, commits[dataset])
     value = {
@@ -267,19 +270,24 @@ def _curves(tables: dict[str, list[dict[str, Any]]]) -> str:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(tables), figsize=(4.2 * len(tables), 3.4), squeeze=False)
-    for panel, (dataset, rows) in zip(panels[0], tables.items(), strict=True):
+    figure, panels = pyplot.subplots(2, 3, figsize=(11, 6.4))
+    panels = panels.ravel()
+    for panel, (dataset, rows) in zip(panels, tables.items(), strict=False):
         found = {row["piece"]: row for row in rows}
         whole = found.get("kl alone") or found.get("kl")
-        for policy in ("random", "margin", "rad"):
+        for place, policy in enumerate(("random", "margin", "rad")):
             points = [(b, found[f"{policy} {b:g}"]) for b in BUDGETS if f"{policy} {b:g}" in found]
             points += [(1.0, whole)] if whole else []
-            x, y, e = ([b for b, _ in points], [r["test_mean"] for _, r in points], [r["test_std"] for _, r in points])
+            x = [100 * b + 1.5 * (place - 1) * (b < 1) for b, _ in points]  # apart, so that all bars are seen
+            y, e = [r["test_mean"] for _, r in points], [r["test_std"] for _, r in points]
             panel.errorbar(x, y, e, marker="o", capsize=3, label=policy)
-        panel.set_title(dataset, fontsize=9)
-        panel.set_xlabel("share of teacher calls")
-        panel.legend(fontsize=8)
-    panels[0][0].set_ylabel("test accuracy, or nDCG@10")
+        panel.set_title(dataset)
+        panel.set_xlabel("% of the teacher calls")
+        panel.set_xticks([10, 25, 50, 100])
+        panel.set_ylabel("test accuracy" if dataset in GRAPHS else "nDCG@10")
+    for panel in panels[len(tables) :]:
+        panel.axis("off")
+    panels[len(tables)].legend(*panels[0].get_legend_handles_labels(), loc="center", title="asked by, mean and std")
     figure.tight_layout()
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})

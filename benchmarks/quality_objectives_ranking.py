@@ -2,7 +2,9 @@
 
 scifact: BM25's scores of 16 candidates of 200 training queries teach; 150 test queries measure, re-ranking BM25's first
 20. msmarco-dl19: SPLADE++'s scores of 32 candidates of dl22's 76 unlabelled queries teach; dl19's 43 judged queries
-measure, re-ranking BM25's first 50. Judgements of test queries are met in the last measurement only.
+measure, re-ranking BM25's first 50. "bi-encoder teacher": all six layers of the encoder that the student has two of,
+alone, with the terms on vectors, and together with the collection's own teacher. Judgements of test queries are met in
+the last measurement only.
 
 The student: two layers of all-MiniLM-L6-v2 (the third and the sixth), texts cut to 64 tokens, encoded once and frozen,
 and on them a square linear map that starts as the identity and is what is trained. So a run costs seconds, and every
@@ -14,7 +16,7 @@ scifact at seed 100, which is not reported.
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,28 @@ ASKED: dict[str, Piece] = {
     for policy in ("random", "margin", "rad")
     for budget in (0.1, 0.25, 0.5)
 }
+VECTORS: dict[str, Piece] = {
+    "kl": ({}, {}),
+    **{
+        f"kl + {name}": ({}, {"representation": name})
+        for name in ("mi-alpha", "infonce", "similarity-preserving", "affinity-kl", "cosine", "feature-mse")
+    },
+    # at the common weight of .1 these two are worth some 1e-5; 3000 is the paper's
+    "kl + similarity-preserving, weight 3000": (
+        {}, {"representation": "similarity-preserving", "representation_weight": 3000.0}
+    ),
+    "kl + affinity-kl, weight 300": ({}, {"representation": "affinity-kl", "representation_weight": 300.0}),
+    **{
+        f"kl, both teachers by {rule}": ({}, {"combine": rule})
+        for rule in ("z-mean", "mean", "median", "reciprocal-rank", "confidence")
+    },
+}
+BI = ", bi-encoder teacher"
 COLLECTIONS: dict[str, list[dict[str, Piece]]] = {
     "scifact": [PLAIN, {**AROUND, **LABELS}, ASKED],
     "msmarco-dl19": [PLAIN, AROUND, ASKED],
+    f"scifact{BI}": [VECTORS],
+    f"msmarco-dl19{BI}": [VECTORS],
 }
 _CONFIG = {
     "objective": "kl", "target_transform": "standardise", "epochs": 8, "batch_lists": 16, "list_size": 16,
@@ -68,9 +89,16 @@ def run_of(options: Any, dataset: str) -> Callable[[int], Callable[[Piece], dict
     from structkd.ranking.distillation import DistillConfig, distill
     from structkd.ranking.evaluate import evaluate_run, rerank
     from structkd.ranking.policies import Policies
+    from structkd.ranking.sources import EnsembleScorer
+    from structkd.ranking.static import StaticScorer
 
-    test, train, first_stage, lists, teacher, order = _parts(options, dataset)
-    start = _student(options, dataset, test, train, first_stage, lists)
+    name = dataset.removesuffix(BI)
+    test, train, first_stage, lists, own, order = _parts(options, name)
+    texts = _texts(name, (test, first_stage), (train, lists))
+    start = StaticScorer(_student(_table(texts, _encoded(options, name, texts, (2, 5)))), name="two frozen layers")
+    teacher = own
+    if name != dataset:
+        teacher = StaticScorer(_table(texts, _encoded(options, name, texts, range(6))), name="six layers")
 
     def measured(student: Any) -> Any:
         return evaluate_run(test, rerank(test, student, first_stage), "nDCG@10")
@@ -83,6 +111,8 @@ def run_of(options: Any, dataset: str) -> Callable[[int], Callable[[Piece], dict
             settings, policies = piece
             chosen = dict(policies)
             asked = order if chosen.pop("order", False) else teacher
+            if rule := chosen.pop("combine", ""):
+                asked = EnsembleScorer([own, teacher], rule)
             config = DistillConfig(**{**_CONFIG, **settings, "seed": seed})
             found = distill(copy.deepcopy(start), asked, train, config, candidates=lists, policies=Policies(**chosen))
             after, best = measured(found.student), found.metrics["best"]["measures"]
@@ -120,37 +150,47 @@ def _parts(options: Any, dataset: str) -> tuple[Any, ...]:
     return test, train, first_stage, lists, teacher, RunScorer(kept, by_rank=True)
 
 
-def _student(options: Any, dataset: str, test: Any, train: Any, first_stage: Any, lists: Any) -> Any:
-    """The frozen vectors of every text that is met, as a table with one row a text, and the linear map on it."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbedding
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-
-    from structkd.ranking.static import StaticScorer
-
+def _texts(dataset: str, *parts: tuple[Any, Any]) -> list[str]:
+    """Every text that is met, once: queries, and documents of the lists."""
     texts: dict[str, None] = {}
-    for collection, run in ((test, first_stage), (train, lists)):
+    for collection, run in parts:
         named = sorted({document for own, _ in run.lists.values() for document in own})
         rows = collection.documents.ids.rows(named, dataset)
         texts |= dict.fromkeys([*collection.queries.texts, *(collection.documents.texts[row] for row in rows)])
-    vectors = torch.from_numpy(_encoded(options, dataset, list(texts)))
-    tokenizer = Tokenizer(WordLevel({text: row for row, text in enumerate(texts)}, unk_token=next(iter(texts))))
-    table = StaticEmbedding(tokenizer, embedding_weights=vectors)
+    return list(texts)
+
+
+def _table(texts: list[str], vectors: Any) -> Any:
+    """An encoder that knows these texts alone: one frozen vector for each."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    tokenizer = Tokenizer(WordLevel({text: row for row, text in enumerate(texts)}, unk_token=texts[0]))
+    table = StaticEmbedding(tokenizer, embedding_weights=torch.from_numpy(vectors))
     table.embedding.weight.requires_grad_(False)
-    width = vectors.shape[1]
+    return SentenceTransformer(modules=[table], similarity_fn_name="cosine", device="cpu")
+
+
+def _student(table: Any) -> Any:
+    """The frozen vectors and a linear map on them, the identity at first."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    width = table.get_embedding_dimension()
     head = Dense(width, width, bias=False, activation_function=torch.nn.Identity())
     with torch.no_grad():
         head.linear.weight.copy_(torch.eye(width))
-    model = SentenceTransformer(modules=[table, head], similarity_fn_name="cosine", device="cpu")
-    return StaticScorer(model, name="two frozen layers and a linear map")
+    return SentenceTransformer(modules=[table[0], head], similarity_fn_name="cosine", device="cpu")
 
 
-def _encoded(options: Any, dataset: str, texts: list[str]) -> Any:
-    """Unit vectors of two layers of the encoder, kept in blocks below WORK."""
+def _encoded(options: Any, dataset: str, texts: list[str], layers: Iterable[int]) -> Any:
+    """Unit vectors of some layers of the encoder, kept in blocks below WORK."""
     from sentence_transformers import SentenceTransformer
 
-    folder = Path(options.work) / "vectors" / dataset
+    chosen = list(layers)
+    folder = Path(options.work) / "vectors" / dataset / "-".join(map(str, chosen))
     folder.mkdir(parents=True, exist_ok=True)
     order, model = np.argsort([len(text) for text in texts], kind="stable"), None
     out: Any = None
@@ -161,7 +201,7 @@ def _encoded(options: Any, dataset: str, texts: list[str]) -> Any:
                 started = time.process_time()
                 model = SentenceTransformer(options.init, device="cpu")
                 encoder = model[0].auto_model.encoder
-                encoder.layer = torch.nn.ModuleList([encoder.layer[2], encoder.layer[5]])
+                encoder.layer = torch.nn.ModuleList([encoder.layer[layer] for layer in chosen])
                 model.max_seq_length = 64
             block = model.encode(
                 [texts[row] for row in rows], batch_size=64, normalize_embeddings=True, show_progress_bar=False
