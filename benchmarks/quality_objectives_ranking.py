@@ -63,7 +63,8 @@ VECTORS: dict[str, Piece] = {
     },
     # at the common weight of .1 these two are worth some 1e-5; 3000 is the paper's
     "kl + similarity-preserving, weight 3000": (
-        {}, {"representation": "similarity-preserving", "representation_weight": 3000.0}
+        {},
+        {"representation": "similarity-preserving", "representation_weight": 3000.0},
     ),
     "kl + affinity-kl, weight 300": ({}, {"representation": "affinity-kl", "representation_weight": 300.0}),
     **{
