@@ -6,7 +6,7 @@ consistency regularisation (eq. 5 to 7); in later rounds members learn from the 
 (self-training), and the draws go free. Only training labels teach; validation labels stop each member.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -84,17 +84,16 @@ class RandomPropagation(nn.Module):
         return logits
 
 
-def consult(seen: GraphTask, seed: int, config: CommitteeConfig = DEFAULT) -> list[Probabilities]:
-    """The committee's mean probabilities after each round."""
+def consult(seen: GraphTask, seed: int, config: CommitteeConfig = DEFAULT) -> Iterator[Probabilities]:
+    """The committee's mean probabilities after each round; a round is computed when it is asked for."""
     answers, taught = one_hot_labels(seen), seen.train
-    rounds: list[Probabilities] = []
     for number in range(config.rounds):
         seeds = [seed * 1000 + number * config.members + k for k in range(config.members)]
         members = [_member(seen, answers, taught, one, config, consistent=number == 0) for one in seeds]
-        rounds.append(torch.stack(members).mean(dim=0))
-        smooth = pagerank(seen, clamped(seen, rounds[-1]), config.restart)
+        found = torch.stack(members).mean(dim=0)
+        yield found
+        smooth = pagerank(seen, clamped(seen, found), config.restart)
         answers, taught = confident_answers(seen, smooth, config.trusted)
-    return rounds
 
 
 def confident_answers(

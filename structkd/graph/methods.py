@@ -63,16 +63,14 @@ def chosen_target(lesson: Lesson) -> Teaching:
     With dense features a step takes a batch of nodes, since its cost is theirs.
     """
     best = choose_target(lesson.seen, given(lesson.logits), lesson.seed, high_band=lesson.config.option("high_band"))
-    answers = clamped(lesson.seen, best.probabilities)
-    student = lesson.student()
-    if not isinstance(lesson.seen.x, SparseMatrix):
+    answers, student = clamped(lesson.seen, best.probabilities), lesson.student()
+    if isinstance(lesson.seen.x, SparseMatrix):
+        weights, wanted, steps = node_weights(lesson.seen), answers.clamp_min(1e-12).log(), 1
+        loss_of = taught_by(lesson, student, lesson.seen.x, [edge_divergence(wanted, lambda _: weights)])
+    else:
         loss_of, steps = _in_batches(lesson, student, lesson.seen.x, answers)
-        even = partial(with_even_shares, lesson.seen)
-        return Teaching(student, loss_of, target=best.name, answers=answers, steps=steps, comparable=even)
-    wanted = answers.clamp_min(1e-12).log()
-    weights = node_weights(lesson.seen)
-    loss_of = taught_by(lesson, student, lesson.seen.x, [edge_divergence(wanted, lambda _: weights)])
-    return Teaching(student, loss_of, target=best.name, answers=answers)
+    even = partial(with_even_shares, lesson.seen)
+    return Teaching(student, loss_of, target=best.name, answers=answers, steps=steps, comparable=even)
 
 
 def _in_batches(lesson: Lesson, student: Mlp, x: Tensor, answers: Tensor) -> tuple[Callable[[int], Tensor], int]:

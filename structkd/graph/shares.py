@@ -7,7 +7,7 @@ probabilities", Neural Computation 2002, eq. 2.2 to 2.4).
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from structkd.graph.data import GraphTask
@@ -15,9 +15,9 @@ from structkd.graph.data import GraphTask
 Probabilities = Float[Tensor, "nodes classes"]
 
 
-def drawn_by_class(seen: GraphTask) -> bool:
-    """Whether every class has the same number of training nodes, give or take one."""
-    counts = torch.bincount(seen.y[seen.train], minlength=seen.classes)
+def drawn_by_class(seen: GraphTask, nodes: Bool[Tensor, " nodes"]) -> bool:
+    """Whether every class has the same number of these labelled nodes, give or take one."""
+    counts = torch.bincount(seen.y[nodes], minlength=seen.classes)
     return int(counts.max() - counts.min()) <= 1
 
 
@@ -33,15 +33,16 @@ def with_own_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilit
 
 
 def with_even_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilities:
-    """The same answers as if classes were equally frequent, to compare with those of models fitted to such a set."""
-    shares = _shares(seen, probabilities)
+    """The same answers as if classes were equally frequent, to compare with those of models fitted to such a set; on
+    validation nodes that were drawn by class too, else answers are compared as they are."""
+    shares = _shares(seen, probabilities) if drawn_by_class(seen, seen.valid) else None
     return probabilities if shares is None else normal(probabilities / shares.clamp_min(1e-12))
 
 
 def _shares(seen: GraphTask, probabilities: Probabilities) -> Float[Tensor, " classes"] | None:
     """Mean answer over unlabelled nodes; None where the training set hides nothing, or no node is unlabelled."""
     free = ~(seen.train | seen.valid)
-    return probabilities[free].mean(dim=0) if drawn_by_class(seen) and bool(free.any()) else None
+    return probabilities[free].mean(dim=0) if drawn_by_class(seen, seen.train) and bool(free.any()) else None
 
 
 def normal(probabilities: Probabilities) -> Probabilities:

@@ -1,12 +1,13 @@
 """What the default method teaches: its own estimate of every node, unless validation clearly prefers the teacher's.
 
-The estimate is a self-trained committee's (`committee`) where features are sparse, and what two views agree on, the
-teacher among them (`views`), where they are dense. It is taught unless a spectral response g(S) of the teacher's
-probabilities, training labels put back in first, has a validation metric higher by more than two standard errors of the
-difference: a few hundred labels cannot rank many near-equal candidates, and the best of them would mostly be luck (one
-standard error, the rule of Breiman et al., 1984, section 3.4.3, is for two of them). Responses: identity is GLNN's
-target, S is FF-G2M's low band, personalised PageRank is between, 2I - S lifts the high band of a heterophilous graph.
-Beside them stands what an MLP learns from the labels alone, which on some heterophilous graphs no teacher reaches.
+The estimate is a self-trained committee's (`committee`) where features are sparse, or what the features tell of its
+first round where that is clearly better; and what two views agree on, the teacher among them (`views`), where they are
+dense. It is taught unless a spectral response g(S) of the teacher's probabilities, training labels put back in first,
+has a validation metric higher by more than two standard errors of the difference: a few hundred labels cannot rank many
+near-equal candidates, and the best of them would mostly be luck (one standard error, the rule of Breiman et al., 1984,
+section 3.4.3, is for two of them). Responses: identity is GLNN's target, S is FF-G2M's low band, personalised PageRank
+is between, 2I - S lifts the high band of a heterophilous graph. Beside them stands what an MLP learns from the labels
+alone, which on some heterophilous graphs no teacher reaches.
 
 An estimate that is better than the teacher differs from it mostly in the low band (whole neighbourhoods change their
 class). So its high band can be the teacher's at little loss, where that is asked for: q + a (I - S)(t - q), with as
@@ -68,11 +69,10 @@ def choose_target(
     others = [*responses(seen, teacher, "teacher"), _features_alone(seen, seed)]
     best = max(others, key=lambda target: target.valid)
     if isinstance(seen.x, SparseMatrix):
-        own = compared = _committee(seen, seed, config)
+        own = _committee(seen, seed, config, view_config)
     else:
         own = _views(seen, teacher, seed, view_config)
-        compared = _judged(seen, own.name, with_even_shares(seen, own.probabilities))
-    if leads(seen, best, compared, seed):
+    if leads(seen, best, _as_drawn(seen, own), seed):
         return best
     return Target(own.name, with_high_band(seen, own.probabilities, teacher, high_band), own.valid)
 
@@ -127,8 +127,26 @@ def _features_alone(seen: GraphTask, seed: int) -> Target:
     return _judged(seen, "features alone", answers.softmax(dim=1))
 
 
-def _committee(seen: GraphTask, seed: int, config: CommitteeConfig) -> Target:
-    return _judged(seen, "committee", torch.stack(consult(seen, seed, config)[-2:]).mean(dim=0))
+def _committee(seen: GraphTask, seed: int, config: CommitteeConfig, view_config: views.ViewsConfig) -> Target:
+    """The mean of the last two rounds, or what the features' view makes of the first, where that clearly leads it.
+
+    Where many words name a node's class, its features correct what the graph says; rounds of self-training would only
+    confirm the graph.
+    """
+    rounds = consult(seen, seed, config)
+    first = _judged(seen, "committee", next(rounds))
+    view = _judged(
+        seen, "features' view of the committee", views.features_view(seen, first.probabilities, seed, view_config)
+    )
+    if leads(seen, _as_drawn(seen, view), _as_drawn(seen, first), seed):
+        return view
+    last = [first.probabilities, *rounds][-2:]
+    return _judged(seen, first.name, torch.stack(last).mean(dim=0))
+
+
+def _as_drawn(seen: GraphTask, target: Target) -> Target:
+    """The target as it is compared on validation nodes that were drawn by class."""
+    return _judged(seen, target.name, with_even_shares(seen, target.probabilities))
 
 
 def _views(seen: GraphTask, teacher: Probabilities, seed: int, config: views.ViewsConfig) -> Target:

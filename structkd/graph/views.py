@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from structkd.graph.committee import clamped
-from structkd.graph.data import GraphTask
+from structkd.graph.data import Features, GraphTask, rows_of
 from structkd.graph.evaluate import validation
-from structkd.graph.models import Mlp
+from structkd.graph.models import Mlp, dropped
 from structkd.graph.shares import Probabilities, normal, with_own_shares
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import propagation
@@ -88,12 +88,18 @@ def labelled_views(seen: GraphTask, filters: list[Dense], seed: int, config: Vie
 def agreed(
     seen: GraphTask, start: Probabilities, filters: list[Dense], seed: int, config: ViewsConfig = DEFAULT
 ) -> Probabilities:
-    """Answers with the nodes' own class shares, sent to the features' view, from there to the filtered view, joined."""
-    x, first = _dense(seen), clamped(seen, with_own_shares(seen, start))
-    *seeds, last = [seed * 1000 + 100 + k for k in range(config.readers + 1)]
-    own = geometric_mean([_taught(seen, x, first, config.wide, config.features, one) for one in seeds])
+    """Answers sent to the features' view, from there to the filtered view, joined."""
+    own = features_view(seen, start, seed, config)
+    last = seed * 1000 + 100 + config.readers
     again = _taught(seen, filters[-1], clamped(seen, own), config.narrow, config.filtered, last)
     return geometric_mean([own, again])
+
+
+def features_view(seen: GraphTask, start: Probabilities, seed: int, config: ViewsConfig = DEFAULT) -> Probabilities:
+    """What networks on a node's own features make of answers that are brought to the nodes' own class shares first."""
+    wanted = clamped(seen, with_own_shares(seen, start))
+    seeds = [seed * 1000 + 100 + k for k in range(config.readers)]
+    return geometric_mean([_taught(seen, seen.x, wanted, config.wide, config.features, one) for one in seeds])
 
 
 def feature_filters(seen: GraphTask, config: ViewsConfig = DEFAULT) -> list[Dense]:
@@ -140,16 +146,16 @@ def _labelled(seen: GraphTask, x: Dense, seed: int, config: ViewsConfig) -> Prob
 
 
 def _taught(
-    seen: GraphTask, x: Dense, answers: Probabilities, width: int, settings: FitConfig, seed: int
+    seen: GraphTask, x: Features, answers: Probabilities, width: int, settings: FitConfig, seed: int
 ) -> Probabilities:
     """What a network answers that learnt others' answers on all nodes; validation nodes say when it is closest."""
     model, order = _network(seen, width, seed), shuffled(seen.num_nodes, torch.Generator().manual_seed(seed))
     steps = steps_of(seen.num_nodes)
-    held, wanted = x[seen.valid], answers[seen.valid]
+    held, wanted = rows_of(x, torch.nonzero(seen.valid).flatten()), answers[seen.valid]
 
     def loss_of(_: int) -> Tensor:
         rows = next(order)
-        return cross_entropy(model(x[rows]), answers[rows])
+        return cross_entropy(model(rows_of(x, rows)), answers[rows])
 
     def validate() -> tuple[float, float]:
         loss = float(cross_entropy(model(held), wanted))
@@ -160,14 +166,27 @@ def _taught(
     return _answers(model, x)
 
 
-def _network(seen: GraphTask, width: int, seed: int) -> nn.Module:
+class Reader(nn.Module):
+    """A network of one hidden layer that reads half of a row's features at a training step, all of them afterwards."""
+
+    def __init__(self, inputs: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.mlp = Mlp(inputs, width, classes, 2, LEFT_OUT)
+
+    def forward(self, x: Features) -> Float[Tensor, "nodes classes"]:
+        """Logits of each row."""
+        out: Tensor = self.mlp(dropped(x, LEFT_OUT, self.training))
+        return out
+
+
+def _network(seen: GraphTask, width: int, seed: int) -> Reader:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Dropout(LEFT_OUT), Mlp(seen.num_features, width, seen.classes, 2, LEFT_OUT))
+        return Reader(seen.num_features, width, seen.classes)
 
 
 @torch.no_grad()
-def _answers(model: nn.Module, x: Dense) -> Probabilities:
+def _answers(model: nn.Module, x: Features) -> Probabilities:
     out: Tensor = model(x)
     return out.softmax(dim=1)
 

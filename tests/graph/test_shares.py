@@ -14,11 +14,12 @@ def task() -> graph.GraphTask:
 
 
 def even(task: graph.GraphTask, per_class: int = 5) -> graph.GraphTask:
-    """The task with as many training nodes of each class."""
-    rows = torch.cat([torch.nonzero(task.y == label).flatten()[:per_class] for label in range(task.classes)])
-    train = torch.zeros_like(task.train)
-    train[rows] = True
-    return replace(task, train=train, valid=task.valid & ~train, test=task.test & ~train)
+    """The task with as many training nodes of each class, and as many validation nodes."""
+    train, valid = torch.zeros_like(task.train), torch.zeros_like(task.train)
+    for label in range(task.classes):
+        rows = torch.nonzero(task.y == label).flatten()
+        train[rows[:per_class]], valid[rows[per_class : 2 * per_class]] = True, True
+    return replace(task, train=train, valid=valid, test=task.test & ~train & ~valid)
 
 
 def guesses(task: graph.GraphTask) -> torch.Tensor:
@@ -32,14 +33,14 @@ def accuracy(task: graph.GraphTask, answers: torch.Tensor) -> float:
 
 def test_only_a_training_set_with_equal_counts_was_drawn_by_class(task):
     same = even(task)
-    assert drawn_by_class(same)
+    assert drawn_by_class(same, same.train)
     more = same.train.clone()
     spare = torch.nonzero((task.y == 0) & ~same.train).flatten()
     more[spare[:1]] = True
-    assert drawn_by_class(replace(same, train=more))  # one more is rounding
+    assert drawn_by_class(same, more)  # one more is rounding
     more[spare[:2]] = True
     uneven = replace(same, train=more)
-    assert not drawn_by_class(uneven)
+    assert not drawn_by_class(same, more)
     assert with_own_shares(uneven, guesses(task)) is not None
     assert torch.equal(with_own_shares(uneven, guesses(task)), guesses(task))
 
@@ -63,6 +64,14 @@ def test_even_shares_are_even_and_undo_a_constant_factor(task):
         torch.testing.assert_close(found[node], row / row.sum())
     uneven = replace(same, train=same.train | ((task.y == 0) & ~same.valid))
     assert torch.equal(with_even_shares(uneven, start), start)
+
+
+def test_validation_nodes_drawn_at_random_compare_answers_as_they_are(task):
+    same, start = even(task), guesses(task)
+    more = same.valid | (torch.arange(task.num_nodes) == int(torch.nonzero(same.test).flatten()[0]))
+    more |= same.test & (task.y == 0)
+    assert torch.equal(with_even_shares(replace(same, valid=more, test=same.test & ~more), start), start)
+    assert not torch.equal(with_even_shares(same, start), start)
 
 
 def test_frequent_classes_are_found_where_the_training_set_hides_them():

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from structkd import graph
+from structkd.graph import targets
 from structkd.graph.committee import CommitteeConfig
 from structkd.graph.evaluate import metric_of, standard_error
 from structkd.graph.sparse import SparseMatrix
@@ -64,6 +65,24 @@ def test_sparse_features_are_the_committees(task):
     x = torch.as_tensor(task.x)
     sparse = replace(task, x=SparseMatrix.of(x.numpy()))
     assert choose_target(sparse.observed, noise(task), 0, SMALL, view_config=VIEWS).name == "committee"
+
+
+def test_features_that_correct_the_first_round_replace_the_committee(monkeypatch):
+    """A quarter of its answers wrong, whatever the features say; later rounds are not even asked."""
+    task = graph.load("sbm:nodes=800,classes=3,degree=4,homophily=0.5,signal=0.8")
+    sparse = replace(task, x=SparseMatrix.of(np.asarray(task.x)))
+    wrong = torch.rand(task.num_nodes, generator=torch.Generator().manual_seed(0)) < 1 / 4
+    first = 0.8 * one_hot(torch.where(wrong, (task.y + 1) % 3, task.y), 3).float() + 0.2 / 3
+
+    def consult(*_):
+        yield first
+        raise AssertionError("a second round")
+
+    monkeypatch.setattr(targets, "consult", consult)
+    found = choose_target(sparse.observed, noise(task), 0, SMALL, view_config=VIEWS)
+    assert found.name == "features' view of the committee"
+    before, after = (metric_of(each, task.y, task.test) for each in (first, found.probabilities))
+    assert after > before + 0.05
 
 
 def correlated(task: graph.GraphTask) -> tuple[torch.Tensor, torch.Tensor]:

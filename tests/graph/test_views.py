@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from structkd import graph
 from structkd.graph.sparse import SparseMatrix
@@ -13,6 +14,7 @@ from structkd.graph.views import (
     _network,
     agreed,
     feature_filters,
+    features_view,
     geometric_mean,
     labelled_views,
     shuffled,
@@ -105,11 +107,22 @@ def test_answers_come_from_training_labels_and_the_seed_alone(task):
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_reader_answers_alike_on_sparse_and_dense_rows_and_learns_from_both(task):
+    sparse = replace(task, x=SparseMatrix.of(np.asarray(task.x)))
+    reader = _network(task, 8, 0).eval()
+    torch.testing.assert_close(reader(sparse.x), reader(task.x))
+    start = 0.9 * one_hot(task.y, 3).float() + 0.1 / 3
+    for each in (task, sparse):
+        found = features_view(each.observed, start, 0, SMALL)
+        torch.testing.assert_close(found.sum(dim=1), torch.ones(task.num_nodes))
+        assert accuracy(task, found) > 0.6
+
+
 def test_networks_on_features_read_half_of_a_row_in_training_and_all_of_it_afterwards(task):
     x = torch.ones(200, task.num_features)
     network = _network(task, 8, 0)
     read: list[torch.Tensor] = []
-    network[1].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    network.mlp.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     network.train()(x)
     network.eval()(x)
     assert set(read[0].unique().tolist()) == {0.0, 2.0}  # the rest is scaled up, so the mean stays
