@@ -39,6 +39,7 @@ from origin import commit, machine
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MarginMSELoss
 from sentence_transformers.util import pairwise_dot_score
+from starts import dl19, with_layers
 from torch.nn.functional import cross_entropy
 
 from structkd.files import read_json, write_json
@@ -54,15 +55,6 @@ from structkd.trec import read_run
 
 SIZE, RATE, SCALE = 16, 1e-4, 20.0
 ARMS = ("structkd", "rows", "triples", "plain")
-
-
-def two_layers(init: str) -> SentenceTransformer:
-    """The third and the last layer of the six."""
-    model = SentenceTransformer(init, device="cpu")
-    encoder = model[0].auto_model.encoder
-    encoder.layer = torch.nn.ModuleList([encoder.layer[2], encoder.layer[5]])
-    model[0].auto_model.config.num_hidden_layers = 2
-    return model
 
 
 def training_lists(data: Path, name: str, queries: int) -> Lists:
@@ -190,7 +182,7 @@ def peak(arm: str, init: str, data: str, name: str, batch_lists: int, work: str,
     """Two steps in a process of its own; its peak resident memory in MB."""
     torch.set_num_threads(1)
     lists = training_lists(Path(data), name, 2 * batch_lists)
-    training(arm, two_layers(init), lists, How(batch_lists, 2, 0, Path(work)))()
+    training(arm, with_layers(init), lists, How(batch_lists, 2, 0, Path(work)))()
     lines = Path("/proc/self/status").read_text().split("\n")  # getrusage would count the parent's peak too
     out.put(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
 
@@ -212,18 +204,6 @@ def quality(model: SentenceTransformer, collection: Collection, data: Path, dept
     return evaluate_model(collection, BiScorer(model), candidates=run, depth=depth, measures="nDCG@10")
 
 
-def dl19(data: Path, work: Path) -> Collection:
-    """The collection with its full judgements."""
-    folder = work / "dl19"
-    if not (folder / "qrels.tsv").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("corpus.jsonl", "queries.jsonl"):
-            (folder / name).write_bytes((data / "msmarco-dl19" / name).read_bytes())
-        rows = (data / "msmarco-dl19" / "qrels.full.trec").read_text().split("\n")
-        (folder / "qrels.tsv").write_text("\n".join(rows))
-    return load(folder)
-
-
 def lists_of_part(part: dict[str, Any], options: argparse.Namespace) -> Lists:
     return training_lists(Path(options.data), part["collection"], part["queries"])
 
@@ -234,7 +214,7 @@ def speed(part: dict[str, Any], options: argparse.Namespace, run: int) -> dict[s
     for position in range(len(ARMS)):
         arm = ARMS[(position + run) % len(ARMS)]
         how = How(part["batch_lists"], part["steps"], run, Path(options.work))
-        seconds[arm] = timed(training(arm, two_layers(options.init), lists, how))
+        seconds[arm] = timed(training(arm, with_layers(options.init), lists, how))
     return seconds
 
 
@@ -249,8 +229,8 @@ def on_gpu(part: dict[str, Any], options: argparse.Namespace, run: int) -> dict[
         for position in range(len(arms)):
             arm = arms[(position + run) % len(arms)]
             how = How(part["batch_lists"], part["steps"], run, Path(options.work), "cuda", precision, in_batch)
-            training(arm, two_layers(options.init), lists, replace(how, steps=2))()
-            seconds[f"{arm}, {precision}"] = timed(training(arm, two_layers(options.init), lists, how), "cuda")
+            training(arm, with_layers(options.init), lists, replace(how, steps=2))()
+            seconds[f"{arm}, {precision}"] = timed(training(arm, with_layers(options.init), lists, how), "cuda")
     return seconds
 
 
@@ -273,11 +253,11 @@ def final_quality(part: dict[str, Any], options: argparse.Namespace, run: int) -
     """nDCG@10 on msmarco-dl19 after the same training, and whether queries tell the arms apart."""
     data, work = Path(options.data), Path(options.work)
     lists, results = lists_of_part(part, options), {}
-    models = {"before": two_layers(options.init)}
+    models = {"before": with_layers(options.init)}
     for arm in ARMS:
-        models[arm] = two_layers(options.init)
+        models[arm] = with_layers(options.init)
         training(arm, models[arm], lists, How(part["batch_lists"], part["steps"], run, work))()
-    collection = dl19(data, work)
+    collection = dl19(data)
     for name, model in models.items():
         results[name] = quality(model, collection, data, 20)
     found: dict[str, Any] = {name: round(result.measures["nDCG@10"], 4) for name, result in results.items()}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from origin import RESULTS, commit, machine
-from quality_scifact import two_layers
+from starts import saved
 
 from structkd.files import write_json
 from structkd.ids import Pairs
@@ -74,7 +74,7 @@ def fresh(train: Collection, options: argparse.Namespace, work: Path) -> BiScore
     """The student that every choice starts from."""
     if options.student == "static":
         return StaticScorer.fresh(train.documents, seed=0)
-    return BiScorer(two_layers(options.init, work / "start"), document_length=LENGTH)
+    return BiScorer(saved(options.init, work / "start"), document_length=LENGTH)
 
 
 def negatives(choice: str, train: Collection, init: str, work: Path, seed: int) -> Mined:

@@ -188,7 +188,8 @@ def _student(table: Any) -> Any:
 
 def _encoded(options: Any, dataset: str, texts: list[str], layers: Iterable[int]) -> Any:
     """Unit vectors of some layers of the encoder, kept in blocks below WORK."""
-    from sentence_transformers import SentenceTransformer
+
+    from starts import with_layers
 
     chosen = list(layers)
     folder = Path(options.work) / "vectors" / dataset / "-".join(map(str, chosen))
@@ -200,9 +201,7 @@ def _encoded(options: Any, dataset: str, texts: list[str], layers: Iterable[int]
         if not path.is_file():
             if model is None:
                 started = time.process_time()
-                model = SentenceTransformer(options.init, device="cpu")
-                encoder = model[0].auto_model.encoder
-                encoder.layer = torch.nn.ModuleList([encoder.layer[layer] for layer in chosen])
+                model = with_layers(options.init, chosen)
                 model.max_seq_length = 64
             block = model.encode(
                 [texts[row] for row in rows], batch_size=64, normalize_embeddings=True, show_progress_bar=False

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from origin import RESULTS, commit, machine
 from sentence_transformers import SentenceTransformer
+from starts import saved
 
 from structkd.files import write_json
 from structkd.ranking.bench import BenchConfig, bench
@@ -67,17 +68,6 @@ for _name, _collection in {
     PARTS[f"gpu-{_name}"] = {**_LARGE, "collections": (_collection,), "seeds": (0, 1, 2)}
     PARTS[f"gpu-{_name}-t2"] = {**PARTS[f"gpu-{_name}"], "teachers": ("T2",)}
     PARTS[f"gpu-{_name}-students"] = {**PARTS[f"gpu-{_name}"], "students": _OTHERS, "seeds": (0,)}
-
-
-def two_layers(init: str, folder: Path) -> str:
-    """The third and the last layer of the six."""
-    if not folder.is_dir():
-        model = SentenceTransformer(init, device="cpu")
-        encoder = model[0].auto_model.encoder
-        encoder.layer = torch.nn.ModuleList([encoder.layer[2], encoder.layer[5]])
-        model[0].auto_model.config.num_hidden_layers = 2
-        model.save(str(folder))
-    return str(folder)
 
 
 def short_sighted(init: str, folder: Path, length: int) -> str:
@@ -138,7 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     work = Path(options.work)
-    start = two_layers(options.init, work / "start")
+    start = saved(options.init, work / "start")
     for name in options.parts:
         part = PARTS[name]
         part |= {"seeds": part.get("seeds", (0,))[: options.seeds]}

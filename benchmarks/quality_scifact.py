@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from sentence_transformers import SentenceTransformer
+from starts import saved
 
 from structkd import index
 from structkd.files import write_json
@@ -30,17 +29,6 @@ from structkd.scores.cache import Scorer
 from structkd.trec import Run
 
 MEASURES = "nDCG@10 R@100"
-
-
-def two_layers(init: str, folder: Path) -> str:
-    """The third and the last layer of the six: the start of every student here."""
-    if not folder.is_dir():
-        model = SentenceTransformer(init, device="cpu")
-        encoder = model[0].auto_model.encoder
-        encoder.layer = torch.nn.ModuleList([encoder.layer[2], encoder.layer[5]])
-        model[0].auto_model.config.num_hidden_layers = 2
-        model.save(str(folder))
-    return str(folder)
 
 
 def searched(collection: Collection, scorer: BiScorer, folder: Path) -> Run:
@@ -98,7 +86,7 @@ def main() -> None:
 
     first_stage, seconds = timed(lambda: bm25_candidates(test, 100))
     record("bm25", "", "retrieve", first_stage, seconds)
-    start = two_layers(options.init, work / "start")
+    start = saved(options.init, work / "start")
     fresh = BiScorer(start, document_length=options.length)
     record("2-layer student before", "", "retrieve", *timed(lambda: searched(test, fresh, work / "index-before")))
 

@@ -19,9 +19,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from origin import commit, machine
-from sentence_transformers import SentenceTransformer
+from starts import saved
 
 from structkd.files import read_json, write_json
 from structkd.ids import Pairs
@@ -33,17 +32,6 @@ from structkd.ranking.selection import spearman
 from structkd.ranking.self_distill import SelfDistillConfig, self_distill
 from structkd.runs import plain, versions
 from structkd.scores.cache import Scorer
-
-
-def shallow(init: str, layers: tuple[int, ...], folder: Path) -> str:
-    """The model with these layers only."""
-    if not folder.is_dir():
-        model = SentenceTransformer(init, device="cpu")
-        encoder = model[0].auto_model.encoder
-        encoder.layer = torch.nn.ModuleList([encoder.layer[layer] for layer in layers])
-        model[0].auto_model.config.num_hidden_layers = len(layers)
-        model.save(str(folder))
-    return str(folder)
 
 
 def pool_file(data: Path, count: int, apart: bool, path: Path) -> Path:
@@ -102,8 +90,8 @@ def main() -> None:
     parser.add_argument("--apart", action="store_true", help="keep the measured sets out of the pool")
     options = parser.parse_args()
     work, data, started = Path(options.work), Path(options.data), time.process_time()
-    inits = [options.init] if options.strong else [shallow(options.init, (1, 3, 5), work / "start-135")]
-    inits += [shallow(options.init, (2, 5), work / "start-25")] if options.mutual else []
+    inits = [options.init] if options.strong else [saved(options.init, work / "start-135", (1, 3, 5))]
+    inits += [saved(options.init, work / "start-25", (2, 5))] if options.mutual else []
     pool = pool_file(data, options.pairs, options.apart, work / f"pool-{options.pairs}-{options.apart}.tsv")
     sets = measured_sets(data, options.each)
     base = SelfDistillConfig(cycles=options.cycles, cross_epochs=options.cross_epochs, bi_epochs=options.bi_epochs)

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from origin import commit, machine
-from quality_self_distill import shallow
+from starts import dl19, saved
 
 from structkd.files import write_json
 from structkd.ranking.bi_encoder import BiScorer
 from structkd.ranking.cross_encoder import CrossScorer
-from structkd.ranking.data import Collection, read_qrels
+from structkd.ranking.data import Collection
 from structkd.ranking.datasets import load
 from structkd.ranking.evaluate import EvaluationResult, compare, evaluate_run, rerank, retrieve
 from structkd.ranking.negatives import bm25_candidates
@@ -43,8 +43,7 @@ def parts(data: Path, name: str, depth: int) -> tuple[dict[str, Collection], Run
         return {"rerank": test, "retrieve": test}, bm25_candidates(test, 50), pool, bm25_candidates(pool, depth)
     test, pool = load(data / "msmarco-dl19"), load(data / "msmarco-dl22")
     first = read_run(data / "msmarco-dl19" / "runs" / "bm25.tsv").cut(50)
-    whole = read_qrels(data / "msmarco-dl19/qrels.full.trec", test.queries.ids)  # the pool's own are a part of them
-    return {"rerank": replace(test, qrels=whole), "retrieve": test}, first, pool, bm25_candidates(pool, 10 * depth)
+    return {"rerank": dl19(data), "retrieve": test}, first, pool, bm25_candidates(pool, 10 * depth)
 
 
 def measured(tests: dict[str, Collection], first: Run, scorer: BiScorer | CrossScorer) -> dict[str, EvaluationResult]:
@@ -67,7 +66,7 @@ def main() -> None:
     parser.add_argument("--strong", action="store_true", help="start from the whole model")
     options = parser.parse_args()
     work, data, rows = Path(options.work), Path(options.data), []
-    init = options.init if options.strong else shallow(options.init, (1, 3, 5), work / "start-135")
+    init = options.init if options.strong else saved(options.init, work / "start-135", (1, 3, 5))
     config = SelfDistillConfig(cycles=options.cycles, asymmetric=True, **LENGTHS)
     for name in options.collections:
         tests, first, pooled, candidates = parts(data, name, options.depth)

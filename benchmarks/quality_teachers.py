@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from origin import RESULTS, commit, machine
-from quality_ranking_bench import short_sighted, two_layers
+from quality_ranking_bench import short_sighted
+from starts import dl19, saved
 
 from structkd.files import read_json, write_json
 from structkd.ranking import datasets, student
-from structkd.ranking.data import Collection, read_qrels
 from structkd.ranking.distillation import DistillConfig, distill
 from structkd.ranking.evaluate import evaluate_run, paired, rerank
 from structkd.ranking.sources import EnsembleScorer, RunScorer
@@ -52,11 +52,9 @@ class Comparison:
     """Lists, teachers and the kept cells."""
 
     def __init__(self, data: Path, init: str, work: Path) -> None:
-        self.work, self.start = work, two_layers(init, work / "start")
+        self.work, self.start = work, saved(init, work / "start")
         self.train = datasets.load(data / "msmarco-dl22")
-        pooled = datasets.load(data / "msmarco-dl19")
-        full = read_qrels(data / "msmarco-dl19/qrels.full.trec", pooled.queries.ids)
-        self.test: Collection = dataclasses.replace(pooled, qrels=full)
+        self.test = dl19(data)
         runs = [RunScorer(data / name / SPLADE) for name in ("msmarco-dl22", "msmarco-dl19")]
         chosen = sorted(runs[0].run.lists)[:QUERIES]
         self.lists = spread(Run({query: runs[0].run.lists[query] for query in chosen}), CANDIDATES)
