@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import tomli_w
 
-from structkd.errors import DataError
+from structkd.errors import DataError, UsageError
 from structkd.files import read_json, write_json, write_text
 
 _PACKAGES = ("structkd", "torch", "torch_geometric", "numpy", "scipy", "numba", "sentence-transformers", "transformers")
@@ -70,17 +70,28 @@ class Run:
     info: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def create(cls, folder: str | Path, command: str, config: Any = None, seed: int | None = None) -> "Run":
-        """Start a run folder (an existing one is continued: its metrics are kept).
+    def create(
+        cls, folder: str | Path, command: str, config: Any = None, seed: int | None = None, *, anew: bool = False
+    ) -> "Run":
+        """Start a run folder; an existing one of the same command is continued.
 
         Args:
             folder: where; created with its parents.
             command: for example "graph bench".
             config: a dataclass or mapping; written to config.toml with None left out.
             seed: the seed that all randomness of the run comes from.
+            anew: the command starts over, so the curves that an earlier run logged there are dropped.
+
+        Raises:
+            UsageError: another command's run is there.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        before = read_json(folder / "run.json")["command"] if (folder / "run.json").is_file() else command
+        if before != command:
+            raise UsageError(f"{folder} holds a run of `{before}`, not of `{command}`. Give --out another folder.")
+        if anew:
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
         info = {
             "command": command,
             "seed": seed,

@@ -5,6 +5,7 @@ Exit status: 0 done, 1 bad data or a failed check, 2 usage, 130 interrupted.
 
 import dataclasses
 import errno
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ app.command("structkd.cli.report:report", name="report", help="Draw one self-con
 app.command(
     "structkd.cli.quickstart:quickstart", name="quickstart", help="Both halves on embedded data, offline, in minutes."
 )
+app.register_install_completion_command(help="Complete commands and flags with the tab key, in bash, zsh or fish.")
 
 
 def run(tokens: Sequence[str]) -> int:
@@ -51,7 +53,9 @@ def run(tokens: Sequence[str]) -> int:
             show(output, common is not None and common.json)
             return 0 if output.ok else 1
         return 0
-    except (CycloptsError, UsageError) as error:
+    except CycloptsError as error:
+        return _fail(f"{error} {_help_of(tokens)}", 2)
+    except UsageError as error:
         return _fail(str(error), 2)
     except StructKDError as error:
         return _fail(str(error), 1)
@@ -90,6 +94,23 @@ def _config_files(tokens: Sequence[str]) -> list[Any]:
 
 def _toml(path: str) -> Toml:
     return Toml(path, must_exist=True, use_commands_as_keys=False)
+
+
+def _help_of(tokens: Sequence[str]) -> str:
+    """Where the flags of the command stand that a line meant."""
+    words = list(itertools.takewhile(lambda token: not token.startswith("-"), tokens))[:2]
+    while words and not _known(words):
+        words.pop()
+    return f"See {' '.join(['structkd', *words])} --help."
+
+
+def _known(words: Sequence[str]) -> bool:
+    """Whether these words name a command or a group of them."""
+    try:
+        found, _, unused = app.parse_commands(list(words))
+    except CycloptsError:
+        return False
+    return len(found) == len(words) and not unused
 
 
 def _said(error: OSError) -> str:

@@ -11,6 +11,7 @@ from structkd import graph
 from structkd.cli.graph_links import links
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
+from structkd.graph.distillation import method_named
 from structkd.graph.figures import training_figure
 from structkd.graph.storage import load_teacher, save_student, save_teacher
 from structkd.report import finish
@@ -41,7 +42,7 @@ def teach(
     """
     task = data.load(common.seed)
     teacher = graph.train_teacher(task, config, common.seed)
-    run = Run.create(out, "graph teach", {**vars(data), **teacher.config.identity()}, common.seed)
+    run = Run.create(out, "graph teach", {**vars(data), **teacher.config.identity()}, common.seed, anew=True)
     save_teacher(teacher, out)
     for line in teacher.fit.history if teacher.fit is not None else ():
         run.log(**line)
@@ -90,8 +91,8 @@ def distill(
         nosmog, tined, g2mlp.
     out: run folder; the student is kept there.
     """
-    task = data.load(common.seed)
-    if not scores and weights is None and config.method != "mlp":
+    task, method = data.load(common.seed), method_named(config.method)
+    if not scores and weights is None and method.needs != "nothing":
         raise UsageError(f"--method {config.method} needs --scores DIR, a cache that `structkd graph score` wrote.")
     if len(scores) > 1 and weights is None:
         stores = [torch.from_numpy(np.array(graph.read_scores(store, task).logits)) for store in scores]
@@ -99,7 +100,7 @@ def distill(
     else:
         teacher = _teacher(task, scores[0] if scores else None, weights)
     chosen = {**vars(data), **vars(config.resolved(task)), **vars(policies), "fuse": fuse}
-    run = Run.create(out, "graph distill", chosen, common.seed)
+    run = Run.create(out, "graph distill", chosen, common.seed, anew=True)
     result = graph.distill(task, teacher, config, common.seed, run, policies=policies)
     save_student(result.student, result.config, out, result.inputs)
     value = {"run": str(out), "method": config.method, "input_class": result.input_class, "target": result.target}
@@ -190,7 +191,7 @@ def spectrum(
             "graph spectrum needs --scores DIR, a cache that `structkd graph score` wrote, or --weights DIR."
         )
     found = graph.spectrum(task, teacher, names, every=every, seed=common.seed)
-    run = Run.create(out, "graph spectrum", {**vars(data), "methods": methods, "every": every}, common.seed)
+    run = Run.create(out, "graph spectrum", {**vars(data), "methods": methods, "every": every}, common.seed, anew=True)
     for name, figure in found.figures().items():
         run.write_figure(name, figure)
     rows = [{"method": name, **metrics} for name, metrics in found.metrics.items()]

@@ -59,7 +59,8 @@ def show(output: Output, as_json: bool) -> None:
     for table in output.tables:
         console.print(table.title, style="bold", markup=False, highlight=False, soft_wrap=True)
         drawn, turned = _across(table), _down(table)
-        if _width(console, drawn) > console.width >= _width(console, turned):
+        fits = _width(console, turned) <= console.width or len(table.rows) == 1  # one row's long values fold
+        if _width(console, drawn) > console.width and fits:
             drawn = turned  # names stay readable on a narrow terminal
         console.print(drawn)
     for line in output.lines:

@@ -85,7 +85,7 @@ def distill(
     """
     asked = config or DistillConfig()
     seed = task.seed if seed is None else seed
-    method = _method(asked.method)
+    method = method_named(asked.method)
     logits, model = teacher_logits(task, teacher), teacher if isinstance(teacher, Teacher) else None
     lesson = Lesson(task.observed, logits, asked.resolved(task), seed, model)
     found = _trained(lesson, method, policies)
@@ -203,7 +203,8 @@ def predict(student: nn.Module, x: Features) -> Logits:
     return torch.cat([student(rows_of(x, torch.arange(rows.start, rows.stop))) for rows in chunks(x.shape[0], BLOCK)])
 
 
-def _method(name: str) -> Method:
+def method_named(name: str) -> Method:
+    """The row of METHODS; UsageError for a name that has none."""
     if name not in METHODS:
         raise UsageError(f"method {name!r}: expected one of {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")
     return METHODS[name]

@@ -178,7 +178,7 @@ def ogb_csv(folder: Path) -> RawGraph:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a file of the dataset's raw folder. Was it copied in full?")
+        raise DataError(f"{path}: no such file. Name a dataset's own file; copy a raw folder in full.")
     return path
 
 

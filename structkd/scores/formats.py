@@ -247,4 +247,5 @@ def _is_number(text: str) -> bool:
 
 def _unknown(path: Path, line: str, number: int = 1) -> DataError:
     shown = line if len(line) <= 80 else line[:77] + "..."
-    return DataError(f"{path}:{number}: no known score format starts with {shown!r}. Name one with --format.")
+    known = ", ".join(sorted(READERS))
+    return DataError(f"{path}:{number}: no known score format starts with {shown!r}. Name one with --format: {known}.")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,6 +27,11 @@ def make_run(folder: Path) -> Path:
     ("tokens", "message"),
     [
         (["bogus"], 'Unknown command "bogus"'),
+        (["bogus"], "See structkd --help."),
+        (["ranking", "mine", "--model", "m"], "See structkd ranking mine --help."),
+        (["index", "search", "folder", "--nope"], "See structkd index search --help."),
+        (["ranking", "mine-all"], "See structkd ranking --help."),
+        (["graph", "distill", "--dataset", "digits", "--method", "ffg2m", "--out", "o"], "Did you mean ff-g2m?"),
         (["report", "--bad", "3"], "Unknown option: --bad"),
         (["report", "x", "--seed", "many"], 'unable to convert "many" into int'),
     ],
@@ -113,6 +119,29 @@ def test_a_wide_table_is_turned_where_that_makes_it_fit(capsys: pytest.CaptureFi
     text = capsys.readouterr().out
     assert text.count("row ") == 20
     assert "word" in text
+
+
+def test_one_row_too_wide_for_the_terminal_is_turned_and_its_long_values_fold(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row = {"teacher": "bi-encoder:/a/long/path" * 6, **{f"column {i}": i / 8 for i in range(9)}}
+    show(Output({}, [Table("One", [row])]), as_json=False)
+    assert re.search(r"column 8 +\S +1.0000", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_know_groups_commands_and_flags(shell: str) -> None:
+    script = application.app.generate_completion(shell=shell)
+    for word in ("quickstart", "self-distill", "knn-graph", "--target-transform"):
+        assert word in script
+
+
+def test_completion_is_installed_by_one_line(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "structkd", "--install-completion", "--shell", "bash"]
+    done = subprocess.run(line, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, check=True)
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and "structkd" in path.name]
+    assert written, done.stdout
+    assert str(written[0]) in (tmp_path / ".bashrc").read_text()
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:

@@ -35,6 +35,15 @@ def test_teach_score_distill_evaluate_latency_spectrum(tmp_path: Path, capsys: p
     assert (tmp_path / "bands" / "figures" / "band-agreement.json").is_file()
 
 
+def test_the_same_line_again_draws_one_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, flags in (("teach", ["--model", "gcn"]), ("distill", ["--method", "mlp"])):
+        folder = tmp_path / command
+        for _ in range(2):
+            call(capsys, command, *DATA, *SHORT, *flags, "--out", str(folder))
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert steps == sorted(set(steps))
+
+
 def test_bench_prints_the_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["bench", *DATA, "--methods", "mlp,glnn", "--seeds", "2", "--seed", "3", "--out", str(tmp_path)]
     found = call(capsys, *line)

@@ -192,6 +192,24 @@ def test_a_run_is_tested_against_another(folder: Path, capsys: pytest.CaptureFix
     assert np.mean(list(values["nDCG@10"].values())) == pytest.approx(found["measures"]["nDCG@10"])
 
 
+def test_evaluate_keeps_lists_values_and_a_report_in_a_run_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lists that were judged give the same measures again; another command's folder is not written over."""
+    base = folder.parent
+    line = ("evaluate", "--collection", folder, "--run", base / "bm25.run", "--measures", "nDCG@10")
+    found = output(capsys, *line, "--out", base / "judged")
+    assert {"run.json", "config.toml", "report.html"} <= {path.name for path in (base / "judged").iterdir()}
+    again = output(capsys, *line[:3], "--run", base / "judged" / "run.trec", "--measures", "nDCG@10")
+    assert again["measures"] == pytest.approx(found["measures"])
+    values = json.loads((base / "judged" / "per_query.json").read_text())["nDCG@10"]
+    assert np.mean(list(values.values())) == pytest.approx(found["measures"]["nDCG@10"])
+    assert "nDCG@10" in (base / "judged" / "report.html").read_text()
+    line = ("distill", "--collection", folder, "--teacher", "bm25", "--student", "static", "--out", base / "judged")
+    assert run(["ranking", *map(str, line)]) == 2
+    assert "judged holds a run of `ranking evaluate`, not of `ranking distill`" in capsys.readouterr().err
+
+
 def test_evaluate_takes_judgements_from_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """TREC's four columns; a judged document that the pool lacks stays in the ideal ranking."""
     where = ("--collection", folder, "--run", folder.parent / "bm25.run", "--measures", "nDCG@10")
