@@ -16,7 +16,6 @@ One thread. About 12 minutes of CPU and 5 GB of disk for all sizes; a size that 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from origin import RESULTS, commit, machine
+from origin import RESULTS, commit, machine, peak_bytes
 
 from structkd import graph
 from structkd.graph.data import clean_edges
@@ -109,7 +108,7 @@ def mapped_task(folder: Path) -> graph.GraphTask:
 
 
 def gigabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    return peak_bytes() / (1 << 30)
 
 
 class Clock:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 from bench_score_store import BLOCK, generated
-from origin import commit, machine
+from origin import commit, machine, peak_bytes
 
 FORMATS = ("trec-run", "margin-tsv-ids", "colbert-examples", "parquet", "sbert-pickle")
 
@@ -97,7 +97,7 @@ def step(name: str, path: Path, format: str) -> dict[str, Any]:
         "cpu_seconds": cpu,
         "mb_per_second": size / wall,
         "mb_per_cpu_second": size / cpu,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "peak_rss_mb": peak_bytes() / 1e6,
     }
 
 

@@ -9,7 +9,6 @@ disk and about 20 minutes. Sizes that the result file holds already are not run 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from origin import commit, machine
+from origin import commit, machine, peak_bytes
 
 from structkd import index
 from structkd.files import write_json
@@ -68,7 +67,7 @@ def built(count: int, options: argparse.Namespace) -> dict[str, Any]:
         began, used = time.perf_counter(), time.process_time()
         made = index.build(blocks(count, options.dim), kind=options.kind, recall=options.recall, out=folder)
         wall, cpu = time.perf_counter() - began, time.process_time() - used
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_bytes()
         private_peak = private.stop()
         began = time.perf_counter()
         opened = index.open_vectors(folder)

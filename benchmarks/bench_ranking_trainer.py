@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from origin import commit, machine
+from origin import commit, machine, peak_bytes
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MarginMSELoss
 from sentence_transformers.util import pairwise_dot_score
@@ -183,8 +183,7 @@ def peak(arm: str, init: str, data: str, name: str, batch_lists: int, work: str,
     torch.set_num_threads(1)
     lists = training_lists(Path(data), name, 2 * batch_lists)
     training(arm, with_layers(init), lists, How(batch_lists, 2, 0, Path(work)))()
-    lines = Path("/proc/self/status").read_text().split("\n")  # getrusage would count the parent's peak too
-    out.put(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
+    out.put(peak_bytes() / 2**20)
 
 
 def peak_of(arm: str, options: argparse.Namespace, name: str, batch_lists: int) -> float:

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from origin import commit, machine
+from origin import commit, machine, peak_bytes
 
 from structkd import scores
 from structkd.scores import NodeScores, PairScores, TeacherSpec
@@ -81,10 +81,6 @@ def resident() -> dict[str, float]:
     return {name: int(lines[name].split()[0]) / 1e3 for name in ("RssAnon", "RssFile")}
 
 
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # MB
-
-
 def fill(folder: Path, pairs: int) -> dict[str, Any]:
     """Commit the pairs unit by unit."""
     log = PairLog.open(folder, SPEC)
@@ -110,7 +106,7 @@ def fill(folder: Path, pairs: int) -> dict[str, Any]:
         "import_seconds": seconds,
         "import_rows_per_second": pairs / seconds,
         "import_rows_per_cpu_second": pairs / cpu,
-        "import_peak_rss_mb": peak(),
+        "import_peak_rss_mb": peak_bytes() / 1e6,
     }
 
 
@@ -123,7 +119,7 @@ def compacted(folder: Path, pairs: int) -> dict[str, Any]:
         "compact_seconds": seconds,
         "compact_rows_per_second": pairs / seconds,
         "compact_rows_per_cpu_second": pairs / cpu,
-        "compact_peak_rss_mb": peak(),
+        "compact_peak_rss_mb": peak_bytes() / 1e6,
         "bytes_per_pair": size / pairs,
         "files": len(list((folder / "data").iterdir())),
     }

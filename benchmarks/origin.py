@@ -1,4 +1,4 @@
-"""Where a result came from: the code's commit and the machine."""
+"""Where a result came from, the code's commit and the machine; and what memory it took."""
 
 import platform
 import subprocess
@@ -29,3 +29,9 @@ def gpu() -> str:
     import torch
 
     return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+
+
+def peak_bytes() -> int:
+    """This process's peak of resident memory; getrusage would count that of the process which started it too."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
