@@ -188,6 +188,17 @@ def test_samples_show_the_mean_and_students_interval() -> None:
     assert len(re.findall(r"<use ", svg)) >= 6  # five dots and the mean
 
 
+def test_logarithmic_axes_have_labels_that_stay_apart() -> None:
+    """1, 2, 5 within two decades, decades beyond; never 3 x 10^-2 of the minor ticks."""
+    near, far = (
+        report.draw(Figure("scatter", "t", "x", "y", [Series("a", values, [1.0, 2.0])], x_log=True), "p")
+        for values in ([0.03, 0.3], [10, 5e4])
+    )
+    assert {"0.05", "0.1", "0.2"} <= set(re.findall(r"<text[^>]*>([^<]*)", near))
+    assert "times" not in near
+    assert far.count("mathdefault{10^") == 5
+
+
 def test_series_of_a_group_share_their_colour() -> None:
     names = [("a, low", "a"), ("b, low", "b"), ("a, high", "a"), ("b, high", "b")]
     grouped = looks(Figure("lines", "T", "x", "y", [Series(name, [], [], group=group) for name, group in names]))
@@ -210,6 +221,8 @@ def test_what_differs_between_runs() -> None:
     values = {"one": {"a": 1, "b": 2}, "two": {"a": 1, "b": 3, "c": 4}, "three": {"a": 1}}
     assert compare.differing(values) == {"b": {"one": 2, "two": 3}}
     assert list(compare.side_by_side(values)) == ["a", "b"]
+    switches = {"one": {"head": "", "keep": "x"}, "two": {"head": "", "keep": "x"}, "other command": {}}
+    assert compare.differing(switches) == {"keep": {"one": "x", "two": "x"}}
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ def side_by_side(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 
 def differing(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same, for the names that have different values; a run that lacks a shared name counts as different."""
+    """The same, for the names that have different values; a run that lacks a shared name counts as different, unless
+    the name is empty in the others."""
     shared = side_by_side(values)
     return {
         name: by_run
         for name, by_run in shared.items()
-        if len(by_run) < len(values) or any(value != next(iter(by_run.values())) for value in by_run.values())
+        if any(value != next(iter(by_run.values())) for value in by_run.values())
+        or (len(by_run) < len(values) and next(iter(by_run.values())) not in ("", None, []))
     }
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from structkd.report.statistics import interval
@@ -54,16 +56,28 @@ def draw(figure: Figure, prefix: str = "f") -> str:
             axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
-        if figure.x_log:
-            axes.set_xscale("log")
-        if figure.y_log:
-            axes.set_yscale("log")
+        for wanted, scale, axis in (
+            (figure.x_log, axes.set_xscale, axes.xaxis),
+            (figure.y_log, axes.set_yscale, axes.yaxis),
+        ):
+            if wanted:
+                scale("log")
+                _sparse_labels(axis)
         axes.set_axisbelow(True)
         axes.grid(visible=True, axis="y" if labels is None else "x", alpha=0.25, color=INK, linewidth=0.6)
         _leave_room(canvas, axes, bool(up), height)
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _embed(buffer.getvalue(), prefix, figure)
+
+
+def _sparse_labels(axis: Axis) -> None:
+    """Labels of a logarithmic axis that do not run into each other: 1, 2, 5 within two decades, else the decades."""
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 @dataclass(frozen=True)
@@ -155,8 +169,13 @@ def _paint_bars(axes: Axes, figure: Figure, looks: Sequence[Look]) -> None:
             error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
         )
         if len(labels) * len(figure.series) <= 24:
-            axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=9)
-    axes.margins(x=0.12)
+            axes.bar_label(bars, fmt=_count, padding=3, fontsize=9)
+    axes.margins(x=0.2)  # the labels stand beyond the bars
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _paint_samples(axes: Axes, figure: Figure, looks: Sequence[Look]) -> None:
