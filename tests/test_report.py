@@ -24,6 +24,7 @@ from structkd.text import cell, flat
 FIGURES = {
     "curve": Figure("lines", "Curve", "epoch", "loss", [Series("a", [1, 2, 3], [3.0, 2.0, 1.0], [0.1, 0.1, 0.2])]),
     "bars": Figure("bars", "Bars", "method", "accuracy", [Series("m", ["x", "y"], [0.5, 0.7], [0.1, 0.0])], note="n"),
+    "counts": Figure("bars", "Counts", "teacher", "pairs", [Series("asked", ["t", "u"], [4, 12345])]),
     "samples": Figure("samples", "Seeds", "method", "accuracy", [Series("s", ["x", "x", "y"], [0.5, 0.7, 0.6])]),
     "scatter": Figure("scatter", "Frontier", "ms", "nDCG", [Series("p", [1, 10], [0.1, 0.2])], x_log=True),
     "cloud": Figure("cloud", "Margins", "teacher", "student", [Series("p", [-1.0, 2.0], [0.5, 3.0])]),

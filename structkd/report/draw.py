@@ -162,7 +162,7 @@ def _paint_bars(axes: Axes, figure: Figure, looks: Sequence[Look]) -> None:
         places = [labels.index(str(x)) + (i - (len(figure.series) - 1) / 2) * width for x in series.x]
         bars = axes.barh(
             places,
-            series.y,
+            [float(y) for y in series.y],
             width * 0.9,
             color=looks[i].ink,
             xerr=series.y_error,
