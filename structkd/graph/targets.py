@@ -26,6 +26,7 @@ from structkd.graph import views
 from structkd.graph.committee import DEFAULT, CommitteeConfig, clamped, consult, pagerank
 from structkd.graph.data import GraphTask, rows_of
 from structkd.graph.evaluate import CLEARLY, metric_of, standard_error, validation
+from structkd.graph.inputs import of_one_scale
 from structkd.graph.models import Mlp
 from structkd.graph.shares import Probabilities, normal, with_even_shares
 from structkd.graph.sparse import SparseMatrix
@@ -65,7 +66,7 @@ def choose_target(
     Args:
         high_band: mean cosine to the teacher over the high band that the estimate is brought to; 0 leaves it alone.
     """
-    teacher = teacher_logits.softmax(dim=1)
+    seen, teacher = of_one_scale(seen), teacher_logits.softmax(dim=1)
     others = [*responses(seen, teacher, "teacher"), _features_alone(seen, seed)]
     best = max(others, key=lambda target: target.valid)
     if isinstance(seen.x, SparseMatrix):

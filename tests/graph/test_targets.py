@@ -9,6 +9,7 @@ from structkd import graph
 from structkd.graph import targets
 from structkd.graph.committee import CommitteeConfig
 from structkd.graph.evaluate import metric_of, standard_error
+from structkd.graph.inputs import of_one_scale
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import band_agreement, high_pass
 from structkd.graph.targets import LIFTS, choose_target, responses, with_high_band
@@ -65,6 +66,25 @@ def test_sparse_features_are_the_committees(task):
     x = torch.as_tensor(task.x)
     sparse = replace(task, x=SparseMatrix.of(x.numpy()))
     assert choose_target(sparse.observed, noise(task), 0, SMALL, view_config=VIEWS).name == "committee"
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_features_written_in_another_unit_give_the_same_target(task, sparse):
+    """Rows that were divided by their number of words left the committee knowing nothing (public Cora: .54)."""
+    words = (torch.as_tensor(task.x) > 0.3).to(torch.float32)
+
+    def found(x: torch.Tensor) -> targets.Target:
+        held = replace(task, x=SparseMatrix.of(x.numpy()) if sparse else x)
+        return choose_target(held.observed, noise(task), 0, SMALL, view_config=VIEWS)
+
+    one, two = found(words), found(words / 32)
+    assert (one.name, one.valid) == (two.name, two.valid)
+    assert torch.equal(one.probabilities, two.probabilities)
+
+
+def test_features_that_are_all_nought_have_no_scale(task):
+    empty = replace(task, x=torch.zeros(task.num_nodes, 4))
+    assert of_one_scale(empty) is empty
 
 
 def test_features_that_correct_the_first_round_replace_the_committee(monkeypatch):
