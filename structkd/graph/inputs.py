@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from structkd.graph.data import Features, GraphTask

@@ -89,7 +89,7 @@ def test_features_that_are_all_nought_have_no_scale(task):
 
 def test_features_that_correct_the_first_round_replace_the_committee(monkeypatch):
     """A quarter of its answers wrong, whatever the features say; later rounds are not even asked."""
-    task = graph.load("sbm:nodes=800,classes=3,degree=4,homophily=0.5,signal=0.8")
+    task = graph.load("sbm:nodes=1500,classes=3,degree=4,homophily=0.5,signal=1")
     sparse = replace(task, x=SparseMatrix.of(np.asarray(task.x)))
     wrong = torch.rand(task.num_nodes, generator=torch.Generator().manual_seed(0)) < 1 / 4
     first = 0.8 * one_hot(torch.where(wrong, (task.y + 1) % 3, task.y), 3).float() + 0.2 / 3
@@ -163,11 +163,21 @@ def test_the_default_method_beats_plain_distillation_of_a_weak_teacher(task):
     assert ours.target != "teacher"
 
 
-def test_where_the_graph_says_nothing_features_alone_teach():
-    """Random edges: what passes over them only blurs the features, and neither committee nor teacher is followed."""
+def random_edges() -> graph.GraphTask:
+    """Words that tell the class, edges that tell nothing: what passes over them only blurs the features."""
     task = graph.load("sbm:nodes=1500,classes=3,degree=20,signal=1,homophily=0.33")
-    task = replace(task, x=SparseMatrix.of(np.asarray(task.x)))  # answered by a committee
+    return replace(task, x=SparseMatrix.of(np.asarray(task.x)))  # answered by a committee
+
+
+def test_where_the_graph_says_nothing_features_teach():
+    task = random_edges()
     teacher = graph.train_teacher(task, graph.TeacherConfig(hidden=32, epochs=40))
     found = choose_target(task.observed, teacher.logits(task.observed), 0, CommitteeConfig(members=1, rounds=1))
-    assert found.name == "features alone"
-    assert metric_of(found.probabilities.log(), task.y, task.test) > teacher.metrics["test"]
+    assert found.name in ("features alone", "features' view of the committee")
+    assert metric_of(found.probabilities.log(), task.y, task.test) > teacher.metrics["test"] + 0.1
+
+
+def test_where_the_committee_knows_nothing_features_alone_teach(monkeypatch):
+    task = random_edges()
+    monkeypatch.setattr(targets, "consult", lambda *_: iter([noise(task).softmax(dim=1)]))
+    assert choose_target(task.observed, noise(task), 0, SMALL, view_config=VIEWS).name == "features alone"
