@@ -28,6 +28,9 @@ Item = TypeVar("Item")
 LINE_SECONDS = 60.0
 "Seconds between two lines of one loop in a log."
 
+LATE_SECONDS = 0.5
+"How long a loop of many short calls runs before its bar appears."
+
 _open: list[Progress] = []  # the display of the outermost loop, while there is one
 
 
@@ -38,29 +41,41 @@ class _Rate(ProgressColumn):
         return Text(rate_text(task.speed or task.finished_speed), style="progress.data.speed")
 
 
-def track(items: Iterable[Item], description: str, total: int | None = None, *, lines: bool = True) -> Iterator[Item]:
+def track(
+    items: Iterable[Item], description: str, total: int | None = None, *, lines: bool = True, late: bool = False
+) -> Iterator[Item]:
     """Iterate with a bar: count, rate, elapsed time, time left. In a log: a line a minute, none for short loops.
 
     Args:
         total: number of items, where they have no length.
         lines: whether a log gets lines; False for loops that report by themselves.
+        late: whether the bar waits half a second: for loops that mostly end before, a search for example.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr.isatty():
-        yield from _bar(items, description, total)
+        yield from _late(iter(items), description, total) if late else _bar(items, description, total)
     elif lines:
         yield from _lines(items, description, total)
     else:
         yield from items
 
 
-def _bar(items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+def _late(items: Iterator[Item], description: str, total: int | None) -> Iterator[Item]:
+    started = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - started >= LATE_SECONDS:
+            yield from _bar(items, description, total, done)
+            return
+
+
+def _bar(items: Iterable[Item], description: str, total: int | None, done: int = 0) -> Iterator[Item]:
     if _open:
         display = _open[0]
-        task = display.add_task(description, total=total)
+        task = display.add_task(description, total=total, completed=done)
         try:
-            yield from display.track(items, total=total, task_id=task)
+            yield from display.track(items, total=total, completed=done, task_id=task)
         finally:
             display.remove_task(task)
         return
@@ -69,7 +84,7 @@ def _bar(items: Iterable[Item], description: str, total: int | None) -> Iterator
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
         _open.append(display)
         try:
-            yield from display.track(items, total=total, description=description)
+            yield from display.track(items, total=total, completed=done, description=description)
         finally:
             _open.clear()
 

@@ -52,6 +52,25 @@ def test_bars_stand_inside_each_other_and_vanish(monkeypatch: pytest.MonkeyPatch
     assert list(progress.track([1], "again")) == [1]
 
 
+def test_a_late_bar_waits_and_then_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert list(progress.track(range(5), "search", late=True)) == list(range(5))
+    assert terminal.getvalue() == ""  # over before half a second
+    monkeypatch.setattr(progress, "LATE_SECONDS", 0.0)
+    opened = []
+    real = progress._bar
+
+    def bar(items, description, total, done=0):
+        opened.append((total, done))
+        return real(items, description, total, done)
+
+    monkeypatch.setattr(progress, "_bar", bar)
+    assert list(progress.track(range(5), "search", late=True)) == list(range(5))
+    assert opened == [(5, 1)]
+    assert "search" in terminal.getvalue()
+
+
 @pytest.mark.parametrize(("rate", "shown"), [(None, ""), (0, ""), (1234.56, "1,234.6/s"), (0.5, "2.0 s each")])
 def test_rates(rate: float | None, shown: str) -> None:
     assert rate_text(rate) == shown

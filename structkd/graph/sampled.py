@@ -18,6 +18,7 @@ from structkd.graph.models import Appnp, Gat, Gcn, Sage, relu_dropout
 from structkd.graph.sampling import ALL, Block, NeighbourSampler
 from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import propagated
+from structkd.progress import track
 
 Logits = Float[Tensor, "nodes classes"]
 Operator = SparseMatrix | tuple[Tensor, int]
@@ -204,7 +205,7 @@ def _layerwise_attention(model: Gat, task: GraphTask, batch: int) -> Tensor:
     for depth, attention in enumerate(model.attention):
         mapped = _by_rows(partial(model.mapped, depth), out, batch)
         parts = []
-        for rows in chunks(task.num_nodes, batch):
+        for rows in track(chunks(task.num_nodes, batch), "layer, blocks of nodes", late=True):
             (block,) = sampler.blocks(np.arange(rows.start, rows.stop))
             near = mapped[torch.from_numpy(block.sources)]
             parts.append(attention((near, near[: block.num_targets]), block.edges()))

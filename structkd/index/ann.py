@@ -58,8 +58,7 @@ class FaissIndex(OpenedVectors):
 
     def _search(self, queries: Tensor, k: int) -> TopK:
         starts = range(0, max(len(queries), 1), _QUERIES)
-        shown = track(starts, "searching") if len(starts) > 1 else starts
-        parts = [self._search_block(queries[at : at + _QUERIES], k) for at in shown]
+        parts = [self._search_block(queries[at : at + _QUERIES], k) for at in track(starts, "searching", late=True)]
         rows, scores, valid = (np.concatenate(part) for part in zip(*parts, strict=True))
         return TopK(rows, scores, valid, self.ids)
 

@@ -17,6 +17,7 @@ from structkd.index.opened import OpenedTexts
 from structkd.index.storage import Stored
 from structkd.index.topk import NO_ROW, TopK
 from structkd.ordering import top_k
+from structkd.progress import track
 
 
 @contextmanager
@@ -79,7 +80,7 @@ class Bm25Index(OpenedTexts):
     def _search(self, texts: Sequence[str], k: int) -> TopK:
         rows = np.full((len(texts), k), NO_ROW, dtype=np.int64)
         scores = np.full((len(texts), k), -np.inf, dtype=np.float32)
-        for place, text in enumerate(texts):
+        for place, text in enumerate(track(texts, "searching", late=True)):
             everything = self.scores(text)
             hits = np.flatnonzero(everything > 0)
             best = hits[top_k(everything[hits], k, self.ties[hits])]

@@ -24,7 +24,7 @@ from structkd.index.draft import Draft, naming
 from structkd.index.opened import OpenedTexts
 from structkd.index.storage import Stored
 from structkd.index.topk import NO_ROW, TopK
-from structkd.progress import note
+from structkd.progress import note, track
 
 _OLDEST_JAVA = 21
 _QUIET_FROM_JAVA = 23  # the first that knows the option against Lucene's own use of memory that is to be deprecated
@@ -65,7 +65,7 @@ class LuceneIndex(OpenedTexts):
     def _search(self, texts: Sequence[str], k: int) -> TopK:
         rows = np.full((len(texts), k), NO_ROW, dtype=np.int64)
         scores = np.full((len(texts), k), -np.inf, dtype=np.float32)
-        for place, text in enumerate(texts):
+        for place, text in enumerate(track(texts, "searching", late=True)):
             names, found = self._hits(text, min(k, len(self)))
             rows[place, : len(names)] = self.ids.find(names)
             scores[place, : len(names)] = found
@@ -91,7 +91,8 @@ def write(target: Draft, documents: Texts, k1: float, b: float) -> None:
     with target.directory("lucene") as folder, naming(folder, java.failure):
         indexer = java["SimpleIndexer"](str(folder), False, _THREADS)
         document = java["JsonDocument"]
-        for name, text in zip(documents.ids, documents.texts, strict=True):
+        rows = zip(documents.ids, documents.texts, strict=True)
+        for name, text in track(rows, "adding documents", len(documents.ids), late=True):
             if text.strip() and not indexer.addJsonDocument(document.fromFields(name, text)):
                 raise DataError(f"document {name!r}: Lucene refused it. Is its id or a word longer than 32,766 bytes?")
         indexer.close()

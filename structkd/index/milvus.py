@@ -30,7 +30,7 @@ from structkd.index.recall import RecallTest, recall_test
 from structkd.index.storage import Stored
 from structkd.index.topk import NO_ROW, TopK, ranked
 from structkd.index.vectors import exact_scores, picker, rounding_margin
-from structkd.progress import note
+from structkd.progress import note, track
 
 TOKEN = "STRUCTKD_MILVUS_TOKEN"  # name of the environment variable; never stored
 MILVUS_INDEXES = {  # Milvus's name: what it is built with, and which value makes its search more thorough, from, to
@@ -209,7 +209,7 @@ def _fill(client: MilvusClient, stored: Stored, built_with: dict[str, int]) -> N
     client.create_collection(name, schema=schema, index_params=engine, consistency_level=_CONSISTENT)
     vectors = stored.vectors.numpy()
     step = max(1, _INSERT_BYTES // (4 * vectors.shape[1]))
-    for start in range(0, len(vectors), step):
+    for start in track(range(0, len(vectors), step), "adding vectors", late=True):
         block = vectors[start : start + step]
         client.insert(name, [{"row": row, "vector": vector} for row, vector in enumerate(block, start)])
         stored.forget(len(block))

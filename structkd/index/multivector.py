@@ -23,6 +23,7 @@ from structkd.index.recall import asked, draw, no_rows
 from structkd.index.storage import Stored
 from structkd.index.topk import TopK, excluded_rows, ranked, search_without
 from structkd.index.vectors import Metric, Vectors, check_k, prepare_queries, resolve_device
+from structkd.progress import track
 
 _TOKENS = {"cpu": 16384, "cuda": 1 << 20}  # document vectors per product
 _QUERIES = 32
@@ -97,7 +98,7 @@ class MultiVectorIndex(OpenedIndex):
         rows = np.full((len(queries), k), -1, dtype=np.int64)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         everything = torch.arange(len(self))
-        for start in range(0, len(queries), _QUERIES):
+        for start in track(range(0, len(queries), _QUERIES), "searching", late=True):
             group = queries[start : start + _QUERIES]
             if self._tokens is None:
                 found = [(everything, products) for products in self._products(group)]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from structkd.errors import DataError
 from structkd.files import sha256_file
 from structkd.ids import fingerprint_fields
+from structkd.progress import track
 from structkd.scores.manifest import Header, ScoreManifest
 from structkd.scores.merge import Merged, OnConflict, join, merge, namer, not_in
 from structkd.scores.part_list import PartList
@@ -88,7 +89,7 @@ class Survey:
 def survey(folder: Path, names: Sequence[str], max_rows: int) -> Survey:
     """Read and check every part once."""
     found = Survey()
-    for name in names:
+    for name in track(names, "reading parts", late=True):
         data = sealed_bytes(folder / "parts" / f"{name}.parquet")
         found.add(read_pair_part(folder, name, data), data, max_rows)
     return found
@@ -179,7 +180,7 @@ def _pieces(
 ) -> Iterator[Merged]:
     """Distinct sorted pairs, one range of query rows after another, so that memory stays bounded."""
     show = namer(folder)
-    for first, last in _ranges(found.counts, max_rows):
+    for first, last in track(list(_ranges(found.counts, max_rows)), "sorting pairs, pieces", late=True):
         names = [name for name, (low, high) in found.spans.items() if low < last and high >= first]
         inputs: Iterable[PairPart] = found.kept or (read_pair_part(folder, name) for name in names)
         keys, scores = join(inputs, first, last)

@@ -7,6 +7,7 @@ import numpy as np
 
 from structkd.errors import UsageError
 from structkd.ordering import tie_rank
+from structkd.progress import track
 from structkd.scores.manifest import ScoreManifest
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
@@ -102,7 +103,8 @@ def _orders(queries: np.ndarray, one: np.ndarray, other: np.ndarray, ranks: np.n
     _, lists = np.unique(queries.astype(str), return_inverse=True)
     order = np.argsort(lists, kind="stable")
     taus, overlaps, margins = [], [], []
-    for at in np.split(order, np.flatnonzero(np.diff(lists[order])) + 1):
+    parts = np.split(order, np.flatnonzero(np.diff(lists[order])) + 1)
+    for at in track(parts, "comparing lists", late=True):
         if len(at) < 2:
             continue
         tau = kendall_tau(one[at], other[at])

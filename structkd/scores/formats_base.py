@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from structkd.errors import DataError
 from structkd.ordering import order_ids
+from structkd.progress import track
 from structkd.scores.bundle import plain_integers
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
@@ -195,7 +196,7 @@ class StoreLists(Mapping[str, tuple[Strings, FloatArray]]):
         return len(self._queries)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._queries)
+        return track(self._queries, "lists", late=True)
 
     def __getitem__(self, query: str) -> tuple[Strings, FloatArray]:
         if query not in self._queries:

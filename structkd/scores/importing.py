@@ -10,6 +10,7 @@ import numpy as np
 
 from structkd.errors import ConflictingScoresError, DataError
 from structkd.files import sha256_file, sync_folder
+from structkd.progress import track
 from structkd.scores import formats
 from structkd.scores.compaction import Dtype, compact
 from structkd.scores.formats_base import Blocks, NodeTable, ScoreTable
@@ -95,7 +96,7 @@ class _Fill:
         fresh: list[str] = []
         try:
             held, notes = first, list(first.notes)
-            for block in blocks:
+            for block in track(blocks, "importing, blocks", late=True):
                 notes += block.notes
                 if len(block):  # the last block waits, since the notes go with it
                     fresh += self._commit(log, held, self._provenance)

@@ -13,6 +13,7 @@ import numpy as np
 
 from structkd.errors import DataError, StructKDError, UsageError
 from structkd.files import inside, sha256_file, sync_file, sync_folder, write_json, write_text
+from structkd.progress import track
 from structkd.scores import bundle
 from structkd.scores.card import card, croissant
 from structkd.scores.manifest import HEADER, PUBLISHED, Header, Problem, Report, ScoreManifest, now
@@ -186,7 +187,7 @@ def verify(folder: str | Path) -> Report:
     else:
         raise DataError(f"{folder}: neither {HEADER} nor {PUBLISHED} there; expected a folder of teacher scores.")
     problems, files = [], 0
-    for path, check in checks:
+    for path, check in track(checks, "checking files", late=True):
         files += 1
         try:
             if message := check():
