@@ -10,12 +10,23 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from structkd.scores.snapshot import DocumentRows, PackedRows
+
 IntArray = NDArray[np.int64]
+
+_WHOLE: NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
+
+
+@numba.njit(nogil=True, inline="always")
+@no_type_check
+def _row(low, high, place):
+    """One document row; `high` is empty where rows are whole in `low`."""
+    return np.int64(low[place]) | (np.int64(high[place]) << 16) if len(high) else np.int64(low[place])
 
 
 @numba.njit(nogil=True, cache=True)
 @no_type_check
-def _find(slots, offsets, documents, query_rows, document_rows, base, positions):
+def _find(slots, offsets, rows_low, rows_high, query_rows, document_rows, base, positions):
     """Binary search of each document in its query's sorted slice; `positions` keeps its value where absent."""
     for i in range(len(query_rows)):
         query = query_rows[i]
@@ -30,18 +41,18 @@ def _find(slots, offsets, documents, query_rows, document_rows, base, positions)
         high = end
         while low < high:
             middle = (low + high) >> 1
-            if np.int64(documents[middle]) < wanted:
+            if _row(rows_low, rows_high, middle) < wanted:
                 low = middle + 1
             else:
                 high = middle
-        if low < end and np.int64(documents[low]) == wanted:
+        if low < end and _row(rows_low, rows_high, low) == wanted:
             positions[i] = base + low
 
 
 def find_numba(
     slots: NDArray[np.int32],
     offsets: NDArray[np.int32],
-    documents: NDArray[np.uint32],
+    documents: DocumentRows,
     query_rows: IntArray,
     document_rows: IntArray,
     base: int,
@@ -58,13 +69,14 @@ def find_numba(
         base: added to each position found.
         positions: [pairs], written in place.
     """
-    _find(slots, offsets, documents, query_rows, document_rows, base, positions)
+    low, high = (documents.low, documents.high) if isinstance(documents, PackedRows) else (documents, _WHOLE)
+    _find(slots, offsets, low, high, query_rows, document_rows, base, positions)
 
 
 def find_numpy(
     slots: NDArray[np.int32],
     offsets: NDArray[np.int32],
-    documents: NDArray[np.uint32],
+    documents: DocumentRows,
     query_rows: IntArray,
     document_rows: IntArray,
     base: int,

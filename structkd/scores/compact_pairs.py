@@ -275,7 +275,7 @@ class _Draft:
 
     def _spooled(self, csr: Csr) -> Csr:
         """The lists without their columns, which went to the temporary files."""
-        for (_, handle), column in zip(self._spools, (csr.documents, csr.scores), strict=True):
+        for (_, handle), column in zip(self._spools, (csr.documents[:], csr.scores), strict=True):
             handle.write(np.ascontiguousarray(column).data)
         return Csr(csr.query_rows, csr.offsets, csr.documents[:0].copy(), csr.scores[:0].copy())
 
@@ -285,12 +285,16 @@ class _Draft:
         if self._spools:
             starts = np.cumsum([0, *(int(csr.offsets[-1]) for csr in self._held)])
             offsets = [csr.offsets[:-1] + base for csr, base in zip(self._held, starts[:-1], strict=True)]
-            columns = []
-            for (path, handle), like in zip(self._spools, (whole.documents, whole.scores), strict=True):
+            for _, handle in self._spools:
                 handle.close()
-                columns.append(np.memmap(path, dtype=like.dtype, mode="r"))
+            documents, scores = (path for path, _ in self._spools)
             queries = np.concatenate([csr.query_rows for csr in self._held])
-            whole = Csr(queries, np.concatenate([*offsets, starts[-1:]]).astype(np.int32), columns[0], columns[1])
+            whole = Csr(
+                queries,
+                np.concatenate([*offsets, starts[-1:]]).astype(np.int32),
+                np.memmap(documents, dtype=np.uint32, mode="r"),
+                np.memmap(scores, dtype=whole.scores.dtype, mode="r"),
+            )
         path = write_csr(self._folder / "data", f"csr-{number:05d}", whole)
         low, high = int(whole.query_rows[0]), int(whole.query_rows[-1]) + 1
         entry = file_entry(self._folder, path, rows=self.rows, lo=low, hi=high)

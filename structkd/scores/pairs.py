@@ -23,6 +23,7 @@ FloatArray = NDArray[np.float32]
 Strings = list[str]  # the class has a method of that name
 Nested = Sequence[Any] | NDArray[Any]  # strings, lists of strings, ...
 Missing = Literal["error", "nan"]
+_ROWS_AT_ONCE = 1 << 22
 Tables = Callable[[], tuple[IdTable, IdTable]]
 
 
@@ -123,7 +124,8 @@ class PairScores:
         """Ids of the documents that have scores."""
         seen = np.zeros(len(self.documents), dtype=np.bool_)
         for rows in [self.rows()[1]] if self._replaced else [part.documents for part in self._shards.parts]:
-            seen[rows] = True
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                seen[rows[start : start + _ROWS_AT_ONCE]] = True
         return [self.documents.ids[row] for row in np.flatnonzero(seen).tolist()]
 
     @property

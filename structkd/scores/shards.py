@@ -75,7 +75,7 @@ class Shards:
     def columns(self) -> tuple[NDArray[np.integer], NDArray[np.integer], FloatArray]:
         """Query rows, document rows, scores of every pair; ordered by query row."""
         columns = [
-            (np.repeat(part.query_rows, np.diff(part.offsets)), part.documents, part.scores.astype(np.float32))
+            (np.repeat(part.query_rows, np.diff(part.offsets)), part.documents[:], part.scores.astype(np.float32))
             for part in self.parts
         ]
         if not columns:

@@ -2,7 +2,8 @@
 
     <root>/snapshots/00000007.json               manifest; the largest number counts
     <root>/snapshots/00000007-<sha16>.parts      which parts went in (see `part_list`)
-    <root>/data/csr-00000-<sha16>.arrow          pairs: one uncompressed record batch {q, doc: list, score: list}
+    <root>/data/csr-00000-<sha16>.arrow          pairs: one uncompressed record batch {q, doc: list, score: list}, and
+                                                 doc_high: list where documents are packed (see `PackedRows`)
     <root>/data/rows-00000-<sha16>.safetensors   rows: `logits` of a block of nodes, data aligned to 64 bytes
 
 The file format stays uncompressed, else its columns would be copied instead of mapped.
@@ -98,6 +99,46 @@ def checked_path(root: Path, entry: dict[str, Any], verify: str) -> Path:
 # lists of pairs
 
 
+PACKED_LIMIT = 1 << 24
+"Document rows below this are stored in three bytes."
+
+_PACKED_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Document rows below 2^24 in three bytes: the lower two, and the third in an array of its own, both aligned.
+
+    Indexing gives uint32 rows.
+    """
+
+    low: NDArray[np.uint16]
+    high: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, rows: NDArray[np.uint32]) -> "PackedRows | NDArray[np.uint32]":
+        """The rows in three bytes, or as they are where one does not fit."""
+        low, high = np.empty(len(rows), np.uint16), np.empty(len(rows), np.uint8)
+        for start in range(0, len(rows), _PACKED_AT_ONCE):
+            own = slice(start, start + _PACKED_AT_ONCE)
+            if int(rows[own].max()) >= PACKED_LIMIT:
+                return rows
+            low[own], high[own] = rows[own] & np.uint32(0xFFFF), rows[own] >> np.uint32(16)
+        return cls(low, high)
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def __getitem__(self, places: Any) -> NDArray[np.uint32]:
+        rows: NDArray[np.uint32] = self.high[places].astype(np.uint32)
+        rows <<= np.uint32(16)
+        rows |= self.low[places]
+        return rows
+
+
+DocumentRows = NDArray[np.uint32] | PackedRows
+
+
 @dataclass(frozen=True)
 class Csr:
     """Lists of scores by query row, documents ascending within a list.
@@ -105,13 +146,13 @@ class Csr:
     Attributes:
         query_rows: [lists] ascending.
         offsets: [lists + 1].
-        documents: [values].
+        documents: [values], packed in a file where they fit.
         scores: [values] float16 or float32.
     """
 
     query_rows: NDArray[np.uint32]
     offsets: NDArray[np.int32]
-    documents: NDArray[np.uint32]
+    documents: DocumentRows
     scores: NDArray[np.floating]
 
     def __len__(self) -> int:
@@ -120,14 +161,13 @@ class Csr:
 
 def write_csr(folder: Path, name: str, csr: Csr) -> Path:
     """Write `<name>-<sha16>.arrow`: one uncompressed record batch."""
+    rows = csr.documents if isinstance(csr.documents, PackedRows) else PackedRows.of(csr.documents)
+    lists: dict[str, NDArray[Any]] = {"doc": rows.low if isinstance(rows, PackedRows) else rows}
+    lists |= {"doc_high": rows.high} if isinstance(rows, PackedRows) else {}
+    lists |= {"score": csr.scores}
     offsets = as_array(csr.offsets)
-    batch = pa.record_batch(
-        {
-            "q": as_array(csr.query_rows),
-            "doc": pa.ListArray.from_arrays(offsets, as_array(csr.documents)),
-            "score": pa.ListArray.from_arrays(offsets, as_array(csr.scores)),
-        }
-    )
+    columns = {name: pa.ListArray.from_arrays(offsets, as_array(values)) for name, values in lists.items()}
+    batch = pa.record_batch({"q": as_array(csr.query_rows)} | columns)
     path = temporary(folder)
     try:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
@@ -143,10 +183,10 @@ def map_csr(path: Path) -> Csr:
     try:
         file = pa.ipc.open_file(pa.memory_map(str(path)))
         batch = file.get_batch(0)
-        documents, scores = batch["doc"], batch["score"]
-        return Csr(
-            as_numpy(batch["q"]), as_numpy(documents.offsets), as_numpy(documents.values), as_numpy(scores.values)
-        )
+        offsets = as_numpy(batch["doc"].offsets)
+        lists = {name: as_numpy(batch[name].values) for name in batch.schema.names if name != "q"}
+        documents = PackedRows(lists["doc"], lists["doc_high"]) if "doc_high" in lists else lists["doc"]
+        return Csr(as_numpy(batch["q"]), offsets, documents, lists["score"])
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise CorruptFileError(f"{path}: not a readable Arrow file ({error}). Restore it from a copy.") from None
 

@@ -233,7 +233,7 @@ def test_open_notices_sizes_and_on_request_every_byte(tmp_path: Path) -> None:
     path.write_bytes(data[:-1])
     with pytest.raises(CorruptFileError, match="the manifest says"):
         scores.open(folder)
-    place = data.index(np.array([0, 1, 2], dtype=np.uint32).tobytes())  # a list of document rows
+    place = data.index(np.array([0, 1, 2], dtype=np.uint16).tobytes())  # a list of document rows
     path.write_bytes(data[:place] + b"\x01" + data[place + 1 :])
     scores.open(folder)
     with pytest.raises(CorruptFileError, match="checksum"):

@@ -1,5 +1,6 @@
 """Stores of pairs: identity, lookups against a slow dict, conflicts, precision, reopening, merging."""
 
+import itertools
 import pickle
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,8 @@ from structkd.scores.compaction import compact
 from structkd.scores.log import PairLog, Unit
 from structkd.scores.manifest import ScoreManifest, sealed
 from structkd.scores.parts import split_keys
-from structkd.scores.snapshot import latest, map_csr
+from structkd.scores.shards import Shards
+from structkd.scores.snapshot import Csr, PackedRows, latest, map_csr, write_csr
 
 SPEC = TeacherSpec("teacher", revision="abc", max_length=512)
 
@@ -188,15 +190,36 @@ def test_both_kernels_equal_a_loop(seed: int) -> None:
             for at in range(offsets[slots[q]], offsets[slots[q] + 1]):
                 if documents[at] == d:
                     slow[i] = 100 + at
-    for find in (find_numba, find_numpy):
+    packed = PackedRows.of(documents)
+    assert isinstance(packed, PackedRows)
+    for find, rows in itertools.product((find_numba, find_numpy), (documents, packed)):
         out = np.full(400, -1, dtype=np.int64)
-        find(slots, offsets, documents, queries, wanted, 100, out)
+        find(slots, offsets, rows, queries, wanted, 100, out)
         np.testing.assert_array_equal(out, slow)
     empty = np.full(3, -1, dtype=np.int64)
     for find in (find_numba, find_numpy):
         none = np.empty(0, np.uint32)
         find(np.empty(0, np.int32), np.zeros(1, np.int32), none, np.arange(3), np.arange(3), 0, empty)
         assert (empty == -1).all()
+
+
+@pytest.mark.parametrize("largest", [0, 0xFFFF, 0x10000, (1 << 24) - 1, 1 << 24, (1 << 32) - 1])
+def test_document_rows_take_three_bytes_where_they_fit(tmp_path: Path, largest: int) -> None:
+    """And four beside, in one file; each is found and read back."""
+    documents = np.unique(np.array([0, 5, 0x0100FF, largest, max(0, largest - 1)], dtype=np.uint32))
+    documents = documents[documents <= largest]
+    size = len(documents)
+    offsets = np.array([0, size], dtype=np.int32)
+    like = Csr(np.array([3], np.uint32), offsets, documents, np.arange(size, dtype=np.float16))
+    csr = map_csr(write_csr(tmp_path, "csr-00000", like))
+    assert isinstance(csr.documents, PackedRows) == (largest < 1 << 24)
+    np.testing.assert_array_equal(csr.documents[:], documents)
+    shards = Shards([csr])
+    wanted = documents.astype(np.int64)
+    np.testing.assert_array_equal(shards.positions(np.full(size, 3), wanted), np.arange(size))
+    absent = np.setdiff1d(np.array([1, 0x0000FF, 0x010005]), wanted)
+    assert (shards.positions(np.full(len(absent), 3), absent) == -1).all()
+    np.testing.assert_array_equal(shards.list_rows(3)[0], documents)
 
 
 def test_a_worker_gets_the_files_and_not_the_arrays(tmp_path: Path) -> None:
@@ -264,8 +287,12 @@ def test_arrow_reads_the_snapshot_without_us(tmp_path: Path) -> None:
     scores.write_pairs(tmp_path, SPEC, ["a", "a", "b"], ["2", "1", "1"], np.array([1.0, 2.0, 3.0]), dtype="float16")
     (path,) = (tmp_path / "data").glob("*.arrow")
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    assert table.schema.types == [pa.uint32(), pa.list_(pa.uint32()), pa.list_(pa.float16())]
-    assert table.to_pydict() == {"q": [0, 1], "doc": [[0, 1], [1]], "score": [[1.0, 2.0], [3.0]]}
+    assert table.schema.names == ["q", "doc", "doc_high", "score"]
+    types = [pa.uint32(), pa.list_(pa.uint16()), pa.list_(pa.uint8()), pa.list_(pa.float16())]
+    assert table.schema.types == types
+    assert table.to_pydict() == {
+        "q": [0, 1], "doc": [[0, 1], [1]], "doc_high": [[0, 0], [0]], "score": [[1.0, 2.0], [3.0]]
+    }  # fmt: skip
 
 
 def test_few_new_parts_become_a_file_of_their_own(tmp_path: Path) -> None:
