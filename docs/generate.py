@@ -34,6 +34,7 @@ def results() -> str:
         value = json.loads(path.read_text(encoding="utf-8"))
         if "seeds" in value:
             parts += _graph(path.name, value)
+    parts += _default_method(json.loads((RESULTS / "graph_default_method.json").read_text(encoding="utf-8")))
     parts += _reproduction(json.loads((RESULTS / "graph_reproduction.json").read_text(encoding="utf-8")))
     for path in sorted(RESULTS.glob("quality_*.json")):
         parts += _ranking(path.name, json.loads(path.read_text(encoding="utf-8")))
@@ -71,6 +72,34 @@ def _graph(name: str, value: dict[str, Any]) -> list[str]:
         keys = ("test_mean", "test_std", "valid_mean", "cos_low", "cos_high", "cpu_seconds")
         cells = [f"{row[key]:.4f}" if key != "cpu_seconds" else f"{row[key]:.1f}" for key in keys]
         lines.append(f"| {row['method']} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _default_method(value: dict[str, Any]) -> list[str]:
+    """The default method beside GLNN and FF-G2M on every graph, with paired t-tests over seeds."""
+    lines = [
+        "## The default graph method",
+        "",
+        f"{value['what'].capitalize()}; paired t-test over seeds. The method was {value['development']}",
+        "`graph_default_method.json`; what was tried: `benchmarks/README.md`.",
+        "",
+        "| graph, split, setting, teacher | seeds | teacher | GLNN | FF-G2M | structkd | p: GLNN | p: FF-G2M | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for graph in value["graphs"]:
+        rows = {row["method"]: row for row in graph["rows"]}
+        name = f"{graph['name']}, {graph['split']}, {graph['setting']}, {graph['teacher']}"
+        figures = [f"{rows[m]['test_mean']:.4f} +- {rows[m]['test_std']:.4f}" for m in ("glnn", "ff-g2m", "structkd")]
+        tests = ["-" if (p := graph[f"against_{m}"]["p"]) is None else f"{p:.2g}" for m in ("glnn", "ff-g2m")]
+        own = rows["structkd"]
+        cells = [
+            str(len(graph["seeds"])),
+            f"{own['teacher_test_mean']:.4f}",
+            *figures,
+            *tests,
+            f"{own['cpu_seconds']:.0f}",
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
