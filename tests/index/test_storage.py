@@ -171,7 +171,7 @@ KILLED = """
 import sys, os, numpy as np
 from structkd import index
 from structkd.index import draft, manifest
-stop = sys.argv[2]
+stop, kind = sys.argv[2:]
 def hang(*_, **__):
     print("here", flush=True)
     import time; time.sleep(60)
@@ -181,13 +181,21 @@ def blocks():
         yield np.random.default_rng(n).standard_normal((1000, 12))
 if stop == "ids": draft.Draft.ids = hang
 if stop == "commit": manifest.write_text = hang
-index.build(blocks(), kind="flat", out=sys.argv[1])
+if stop == "engine":
+    import faiss
+    faiss.write_index = hang
+index.build(blocks(), kind=kind, out=sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("stop", ["vectors", "ids", "commit"])
-def test_a_killed_build_leaves_the_old_index(built: Path, stop: str) -> None:
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(built), stop], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(
+    ("stop", "kind"),
+    [("vectors", "flat"), ("ids", "flat"), ("commit", "flat"), ("engine", "hnsw"), ("commit", "ivf-sq8")],
+)
+def test_a_killed_build_leaves_the_old_index(built: Path, stop: str, kind: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(built), stop, kind], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
     os.kill(process.pid, signal.SIGKILL)
