@@ -17,7 +17,7 @@ from structkd.index.recall import RecallTest
 from structkd.index.topk import TopK, ranked
 
 _LARGEST_LIST = 1024  # of ef_search
-_FACTORS = {"nprobe": (1, 2, 4, 8)}  # times the kind's own factor; else that alone
+_FACTORS = {"nprobe": (1, 2, 4, 8, 16)}  # times the kind's own factor; else that alone
 
 
 @dataclass(frozen=True)
