@@ -33,8 +33,8 @@ INSIDE = {
         {"dual_head", "fusion_ratio"},
     ],
     "scores": [
-        {"manifest", "_lookup", "_opcodes", "sealed", "topk"},
-        {"card"},
+        {"manifest", "document_rows", "_opcodes", "sealed", "topk"},
+        {"card", "_lookup"},
         {"id_table", "parts", "part_list", "remote"},  # a mirror checks the manifest
         {"snapshot"},
         {"shards", "log", "statistics"},

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from structkd.scores.snapshot import DocumentRows, PackedRows
+from structkd.scores.document_rows import DocumentRows, PackedRows
 
 IntArray = NDArray[np.int64]
 

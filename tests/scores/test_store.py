@@ -23,11 +23,12 @@ from structkd.ids import Ids, Pairs, Texts
 from structkd.scores import CachedScorer, PairScores, StoredScorer, TeacherSpec
 from structkd.scores._lookup import find_numba, find_numpy
 from structkd.scores.compaction import compact
+from structkd.scores.document_rows import PackedRows
 from structkd.scores.log import PairLog, Unit
 from structkd.scores.manifest import ScoreManifest, sealed
 from structkd.scores.parts import split_keys
 from structkd.scores.shards import Shards
-from structkd.scores.snapshot import Csr, PackedRows, latest, map_csr, write_csr
+from structkd.scores.snapshot import Csr, latest, map_csr, write_csr
 
 SPEC = TeacherSpec("teacher", revision="abc", max_length=512)
 
