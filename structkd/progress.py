@@ -65,7 +65,7 @@ def _late(items: Iterator[Item], description: str, total: int | None) -> Iterato
     started = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item
-        if time.monotonic() - started >= LATE_SECONDS:
+        if time.monotonic() - started >= LATE_SECONDS and done != total:
             yield from _bar(items, description, total, done)
             return
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from structkd.graph.data import Features, GraphTask, chunks, rows_of
-from structkd.graph.lesson import Lesson, Teaching
+from structkd.graph.lesson import Lesson, Teaching, in_turn
 from structkd.graph.losses import node_divergence
 from structkd.graph.models import Mlp
 from structkd.graph.published import given
@@ -39,15 +39,9 @@ def injected_steps(lesson: Lesson) -> Teaching:
     steps = stages(given(lesson.teacher), seen)
     student = student_of(steps, given(config.dropout))
     turns = [*_taught(lesson, student), _energies(lesson, student, steps)]
-    left: list[Callable[[], Tensor]] = []
-
-    def loss_of(_: int) -> Tensor:
-        if not left:
-            left.extend(reversed(turns))
-        return left.pop()()
-
     return Teaching(
-        student, loss_of, groups=_groups(student, steps, given(config.learning_rate), config.option("copied_rate")),
+        student, in_turn(lambda: turns),
+        groups=_groups(student, steps, given(config.learning_rate), config.option("copied_rate")),
         steps=len(turns), answers=one_hot(seen.y.clamp(min=0), seen.classes).to(torch.float32),
     )  # fmt: skip
 

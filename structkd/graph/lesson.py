@@ -136,6 +136,18 @@ def taught_by(
     return loss_of
 
 
+def in_turn(turns_of: Callable[[], Sequence[Callable[[], Tensor]]]) -> Callable[[int], Tensor]:
+    """The loss of one turn after the other; when all have been, the next epoch's."""
+    left: list[Callable[[], Tensor]] = []
+
+    def loss_of(_: int) -> Tensor:
+        if not left:
+            left.extend(reversed(turns_of()))
+        return left.pop()()
+
+    return loss_of
+
+
 def edge_divergence(logits: Logits, weights: Weights, temperature: float = 1.0) -> Term:
     """sum_ij w_ij KL(t_j || s_i) with the weights of each epoch; targets are made anew only when those change."""
     kept: list[Any] = [None, None]

@@ -4,6 +4,7 @@ Tian et al., "Learning MLPs on Graphs: A Unified View of Effectiveness, Robustne
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from structkd.graph.data import Features, rows_of
-from structkd.graph.lesson import Lesson, Teaching
+from structkd.graph.lesson import Lesson, Teaching, in_turn
 from structkd.graph.losses import node_divergence
 from structkd.graph.models import Linear, relu_dropout
 from structkd.graph.positions import Positioned, deep_walk
@@ -50,15 +51,12 @@ def positioned_nodes(lesson: Lesson) -> Teaching:
     labelled, labels = rows_of(x, rows), seen.y[rows]
     bound, noise_weight, likeness_weight = option("bound"), option("noise"), option("likeness")
     batches = max(1, seen.num_nodes // BATCH)
-    left: list[Tensor] = []
 
-    def loss_of(_: int) -> Tensor:
-        if not left:
-            order = torch.randperm(seen.num_nodes, generator=generator)
-            left.extend(order[: batches * BATCH].tensor_split(batches))
-            if label_weight:
-                return label_weight * cross_entropy(student(labelled), labels)
-        return (1 - label_weight) * taught(left.pop())
+    def turns() -> list[Callable[[], Tensor]]:
+        order = torch.randperm(seen.num_nodes, generator=generator)
+        parts = order[: batches * BATCH].tensor_split(batches)
+        labels_turn = [lambda: label_weight * cross_entropy(student(labelled), labels)] if label_weight else []
+        return [*labels_turn, *(partial(taught, part) for part in reversed(parts))]
 
     def taught(batch: Tensor) -> Tensor:
         outputs, _ = activations(student, rows_of(x, batch))
@@ -67,9 +65,9 @@ def positioned_nodes(lesson: Lesson) -> Teaching:
         few = batch[:NOISED]
         here, wanted = _dense(rows_of(x, few)), soft[few]
         noise = worst_noise(lambda part: node_divergence(student(part), wanted), here, bound, generator)
-        return loss + noise_weight * node_divergence(student(here + noise), wanted)
+        return (1 - label_weight) * (loss + noise_weight * node_divergence(student(here + noise), wanted))
 
-    return Teaching(student, loss_of, inputs, also=encoder, steps=batches + bool(label_weight))
+    return Teaching(student, in_turn(turns), inputs, also=encoder, steps=batches + bool(label_weight))
 
 
 def likeness_gap(student: Float[Tensor, "rows width"], teacher: Float[Tensor, "rows other"]) -> Float[Tensor, ""]:

@@ -99,7 +99,7 @@ class CachedScorer:
         _, first = np.unique((queries[missing] << 32) | documents[missing], return_index=True)
         wanted = missing[first]
         blocks = range(0, len(wanted), self.unit_rows)
-        for start in track(blocks, f"asking {self.spec.model}", late=len(blocks) == 1):
+        for start in track(blocks, f"asking {self.spec.model}") if len(blocks) > 1 else blocks:
             block = wanted[start : start + self.unit_rows]  # np.unique sorted it by key, as a unit is
             scores = self._ask_block(pairs.take(block), queries[block], documents[block])
             self._log.commit(self._log.unit(queries[block], documents[block]), scores)

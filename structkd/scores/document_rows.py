@@ -1,5 +1,6 @@
 """Document rows of stored lists: three bytes each where they fit, four where they do not."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 PACKED_LIMIT = 1 << 24
 "Document rows below this are stored in three bytes."
 
-_PACKED_AT_ONCE = 1 << 22
+_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class PackedRows:
     def of(cls, rows: NDArray[np.uint32]) -> "PackedRows | NDArray[np.uint32]":
         """The rows in three bytes, or as they are where one does not fit."""
         low, high = np.empty(len(rows), np.uint16), np.empty(len(rows), np.uint8)
-        for start in range(0, len(rows), _PACKED_AT_ONCE):
-            own = slice(start, start + _PACKED_AT_ONCE)
+        for start in range(0, len(rows), _AT_ONCE):
+            own = slice(start, start + _AT_ONCE)
             if int(rows[own].max()) >= PACKED_LIMIT:
                 return rows
             low[own], high[own] = rows[own] & np.uint32(0xFFFF), rows[own] >> np.uint32(16)
@@ -44,3 +45,8 @@ class PackedRows:
 
 
 DocumentRows = NDArray[np.uint32] | PackedRows
+
+
+def blocks(rows: DocumentRows) -> Iterator[NDArray[np.uint32]]:
+    """The rows a few million at once."""
+    return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))

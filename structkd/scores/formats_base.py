@@ -183,6 +183,10 @@ class Lists:
     document_texts: Mapping[str, str] | None = None
     model: str = "structkd"
 
+    def items(self) -> Iterator[tuple[str, tuple[Strings, FloatArray]]]:
+        """(query id, (document ids, scores)) of every list, for writing: shows how far it is."""
+        return track(self.lists.items(), "writing lists", late=True)
+
 
 class StoreLists(Mapping[str, tuple[Strings, FloatArray]]):
     """The lists of a store in ranking order, made when they are asked for: constant memory."""
@@ -196,7 +200,7 @@ class StoreLists(Mapping[str, tuple[Strings, FloatArray]]):
         return len(self._queries)
 
     def __iter__(self) -> Iterator[str]:
-        return track(self._queries, "lists", late=True)
+        return iter(self._queries)
 
     def __getitem__(self, query: str) -> tuple[Strings, FloatArray]:
         if query not in self._queries:

@@ -59,7 +59,7 @@ def write_sbert_jsonl(path: Path, lists: Lists) -> None:
     """Each list's best document under "pos", the others under the teacher's name."""
     query_type, document_type = json_names(lists)
     with text_writer(path) as handle:
-        for query, (names, scores) in lists.lists.items():
+        for query, (names, scores) in lists.items():
             items = [
                 {"pid": document_type(name), "ce-score": score}
                 for name, score in zip(names, scores.tolist(), strict=True)
@@ -93,7 +93,7 @@ def write_colbert_examples(path: Path, lists: Lists) -> None:
     """One list a line, best document first."""
     query_type, document_type = json_names(lists)
     with text_writer(path) as handle:
-        for query, (names, scores) in lists.lists.items():
+        for query, (names, scores) in lists.items():
             items = [[document_type(name), score] for name, score in zip(names, scores.tolist(), strict=True)]
             _line(handle, [query_type(query), *items])
 
@@ -134,7 +134,7 @@ def write_tevatron(path: Path, lists: Lists) -> None:
     """Each list's best document as the positive passage."""
     texts = Writable(lists, path)
     with text_writer(path) as handle:
-        for query, (names, scores) in lists.lists.items():
+        for query, (names, scores) in lists.items():
             passages = [
                 {"docid": name, "title": "", "text": text, "score": score}
                 for name, text, score in zip(names, texts.documents(names), scores.tolist(), strict=True)
@@ -169,7 +169,7 @@ def write_flagembedding(path: Path, lists: Lists) -> None:
     """Each list's best document as the positive; the format has no place for document ids."""
     texts = Writable(lists, path)
     with text_writer(path) as handle:
-        for query, (names, scores) in lists.lists.items():
+        for query, (names, scores) in lists.items():
             found, values = texts.documents(names), scores.tolist()
             line = {"query": texts.query(query), "pos": found[:1], "neg": found[1:]}
             _line(handle, line | {"pos_scores": values[:1], "neg_scores": values[1:], "id": query})

@@ -72,7 +72,7 @@ def _note(text: str) -> ScoreTable:
 def write_margin_tsv_ids(path: Path, lists: Lists) -> None:
     """Each list's best document as the positive against every other one of it."""
     with text_writer(path) as handle:
-        for query, (documents, scores) in lists.lists.items():
+        for query, (documents, scores) in lists.items():
             refuse_short(path, query, documents)
             for name in (query, *documents):
                 if name.strip() != name or set(name) & set("\t\n\r"):
@@ -155,7 +155,7 @@ def write_margin_tsv_text(path: Path, lists: Lists) -> None:
     """Each list's best document against every other one; tabs and line ends inside texts become spaces."""
     texts = Writable(lists, path)
     with text_writer(path) as handle:
-        for query, (names, scores) in lists.lists.items():
+        for query, (names, scores) in lists.items():
             refuse_short(path, query, names)
             values = scores.tolist()
             asked = " ".join(texts.query(query).split())

@@ -304,7 +304,7 @@ def write_sbert_pickle(path: Path, lists: Lists) -> None:
     query_type, document_type = json_names(lists)
     with packed_writer(path) as handle:
         handle.write(b"\x80\x02}")
-        for query, (names, scores) in lists.lists.items():
+        for query, (names, scores) in lists.items():
             inner = {document_type(name): score for name, score in zip(names, scores.tolist(), strict=True)}
             handle.write(b"(" + _opcodes(query_type(query)) + _opcodes(inner) + b"u")
         handle.write(b".")

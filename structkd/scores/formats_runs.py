@@ -79,7 +79,7 @@ def _disagreements(columns: Columns) -> tuple[int, int]:
 
 def write_trec_run(path: Path, lists: Lists) -> None:
     """Six columns, best first."""
-    write_lists(path, lists.lists.items(), tag=lists.model.replace(" ", "_") or "structkd")
+    write_lists(path, lists.items(), tag=lists.model.replace(" ", "_") or "structkd")
 
 
 # beir-run
@@ -191,7 +191,7 @@ def write_beir_run(path: Path, lists: Lists) -> None:
     """One JSON object {query: {document: score}}."""
     with text_writer(path) as handle:
         before = "{"
-        for query, (documents, scores) in lists.lists.items():
+        for query, (documents, scores) in lists.items():
             found = dict(zip(documents, scores.tolist(), strict=True))
             handle.write(f"{before}{_json(query)}: {_json(found)}")
             before = ", "
@@ -253,7 +253,7 @@ def _ordered(value: Any, where: str) -> tuple[Any, list[Any]]:
 def write_rank_permutations(path: Path, lists: Lists) -> None:
     """`query document rank`, tabs, ranks from 1 in ranking order."""
     with text_writer(path) as handle:
-        for query, (names, _) in lists.lists.items():
+        for query, (names, _) in lists.items():
             for name in (query, *names):
                 if set(name) & set("\t\n\r"):
                     raise DataError(f"{path}: id {name!r} has a tab or a line end in it; rename it.")

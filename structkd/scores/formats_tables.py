@@ -203,7 +203,7 @@ def _parts(lists: Lists) -> Iterator[list[tuple[str, tuple[list[str], np.ndarray
     """Some lists at a time, some hundred thousand pairs."""
     held: list[tuple[str, tuple[list[str], np.ndarray]]] = []
     count = 0
-    for item in lists.lists.items():
+    for item in lists.items():
         held.append(item)
         count += len(item[1][0])
         if count >= 4 * BLOCK_ROWS:

@@ -1,6 +1,7 @@
 """PairScores: teacher scores of (query, document) pairs, mapped from a snapshot plus the parts that are newer."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from structkd.errors import DataError, MissingScoreError, UsageError
 from structkd.ordering import order_ids
 from structkd.scores.bundle import read_pairs
+from structkd.scores.document_rows import blocks
 from structkd.scores.id_table import IdTable, TextHash
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
 from structkd.scores.merge import Merged, merge, namer, not_in
@@ -23,7 +25,6 @@ FloatArray = NDArray[np.float32]
 Strings = list[str]  # the class has a method of that name
 Nested = Sequence[Any] | NDArray[Any]  # strings, lists of strings, ...
 Missing = Literal["error", "nan"]
-_ROWS_AT_ONCE = 1 << 22
 Tables = Callable[[], tuple[IdTable, IdTable]]
 
 
@@ -123,9 +124,11 @@ class PairScores:
     def document_ids(self) -> Strings:
         """Ids of the documents that have scores."""
         seen = np.zeros(len(self.documents), dtype=np.bool_)
-        for rows in [self.rows()[1]] if self._replaced else [part.documents for part in self._shards.parts]:
-            for start in range(0, len(rows), _ROWS_AT_ONCE):
-                seen[rows[start : start + _ROWS_AT_ONCE]] = True
+        if self._replaced:
+            seen[self.rows()[1]] = True
+        else:
+            for rows in chain.from_iterable(blocks(part.documents) for part in self._shards.parts):
+                seen[rows] = True
         return [self.documents.ids[row] for row in np.flatnonzero(seen).tolist()]
 
     @property

@@ -122,10 +122,10 @@ class Csr:
 
 def write_csr(folder: Path, name: str, csr: Csr) -> Path:
     """Write `<name>-<sha16>.arrow`: one uncompressed record batch."""
-    rows = csr.documents if isinstance(csr.documents, PackedRows) else PackedRows.of(csr.documents)
-    lists: dict[str, NDArray[Any]] = {"doc": rows.low if isinstance(rows, PackedRows) else rows}
-    lists |= {"doc_high": rows.high} if isinstance(rows, PackedRows) else {}
-    lists |= {"score": csr.scores}
+    rows = PackedRows.of(csr.documents[:])
+    lists: dict[str, NDArray[Any]]
+    lists = {"doc": rows.low, "doc_high": rows.high} if isinstance(rows, PackedRows) else {"doc": rows}
+    lists["score"] = csr.scores
     offsets = as_array(csr.offsets)
     columns = {name: pa.ListArray.from_arrays(offsets, as_array(values)) for name, values in lists.items()}
     batch = pa.record_batch({"q": as_array(csr.query_rows)} | columns)
