@@ -200,6 +200,14 @@ def test_logarithmic_axes_have_labels_that_stay_apart() -> None:
     assert far.count("mathdefault{10^") == 5
 
 
+@pytest.mark.parametrize("values", [[1.48e6, 4.0e6], [3.2e6, 3.9e6], [1.0, 1.3], [0.15, 0.6]])
+def test_a_narrow_logarithmic_axis_has_a_few_labels(values: list[float]) -> None:
+    """1, 2, 5 give one or none within a factor of five; matplotlib then put seven long ones over each other."""
+    svg = report.draw(Figure("scatter", "t", "x", "y", [Series("a", values, [1.0, 1.0])], x_log=True), "p")
+    texts = re.findall(r"<text[^>]*>([^<]*)", svg)
+    assert 2 <= texts.index("x") <= 4  # the axis's own labels stand before its name
+
+
 def test_series_of_a_group_share_their_colour() -> None:
     names = [("a, low", "a"), ("b, low", "b"), ("a, high", "a"), ("b, high", "b")]
     grouped = looks(Figure("lines", "T", "x", "y", [Series(name, [], [], group=group) for name, group in names]))

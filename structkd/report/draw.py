@@ -72,11 +72,14 @@ def draw(figure: Figure, prefix: str = "f") -> str:
 
 
 def _sparse_labels(axis: Axis) -> None:
-    """Labels of a logarithmic axis that do not run into each other: 1, 2, 5 within two decades, else the decades."""
+    """Labels of a logarithmic axis that do not run into each other: 1, 2, 5 within two decades, else the decades.
+
+    Within a factor of five that may be one label or none, for which matplotlib puts many: then a few even steps.
+    """
     low, high = axis.get_view_interval()
     axis.set_minor_formatter(NullFormatter())
     if high < 100 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_locator(MaxNLocator(4, prune="upper") if high < 5 * low else LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
