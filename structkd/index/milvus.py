@@ -99,7 +99,7 @@ class MilvusIndex(OpenedVectors):
                 data=list(queries.numpy()),
                 limit=fetch,
                 search_params={"params": parameters},
-                output_fields=["vector"],
+                output_fields=["row", "vector"],  # a server before 2.4 does not say which field its ids are
                 consistency_level=_CONSISTENT,
             )
         rows = torch.full((len(queries), fetch), NO_ROW)
@@ -176,6 +176,8 @@ def write(
             complete = _tuned(stored, recall, queries)
     finally:
         client.close()
+        if address is None:
+            _settle(_uri(target.folder, parameters))
     target.drop("vectors")
     return complete
 
@@ -238,6 +240,17 @@ def _uri(folder: Path, parameters: dict[str, Any]) -> str:
     place = folder / str(parameters["folder"])
     place.mkdir(exist_ok=True)
     return str(place / "milvus.db")
+
+
+def _settle(database: str) -> None:
+    """Stop Milvus Lite's server of this file, which waits for what it still writes in the background after a flush.
+
+    Closing the client leaves the server running: an index file that was half-written when the manifest took its size
+    was complete, and so "corrupt", a moment later. The next client starts the server again.
+    """
+    from milvus_lite.server_manager import server_manager_instance
+
+    server_manager_instance.release_server(database)
 
 
 def _connect(uri: str) -> MilvusClient:

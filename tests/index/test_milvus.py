@@ -1,6 +1,11 @@
-"""MilvusIndex on Milvus Lite: the answers of FlatIndex, also over the network and after reopening; clear errors."""
+"""MilvusIndex on Milvus Lite: the answers of FlatIndex, also over the network and after reopening; clear errors.
 
+The tests of a server run on a real Milvus too, where STRUCTKD_TEST_MILVUS names one (http://host:19530).
+"""
+
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,7 @@ from structkd.errors import CorruptFileError, DataError, MissingExtraError, Usag
 from structkd.index import kinds
 
 pytest.importorskip("milvus_lite", reason="needs the extra 'milvus' (pip install 'structkd[milvus]')")
+from milvus_lite.engine.collection import Collection
 from milvus_lite.server_manager import server_manager_instance
 
 from structkd.index import milvus
@@ -54,28 +60,68 @@ def test_ties_follow_the_rule_however_many_there_are(metric: Any) -> None:
     same(index.build(vectors, ids, kind="milvus", metric=metric).search(vectors[::50], 5), expected)
 
 
-@pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Milvus Lite as a server of its own, reached by address as a real Milvus would be."""
+@pytest.fixture(params=["lite", "real"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Milvus Lite as a server of its own, reached by address; a real Milvus."""
+    if request.param == "real":
+        if not os.environ.get("STRUCTKD_TEST_MILVUS"):
+            pytest.skip("needs a Milvus server: STRUCTKD_TEST_MILVUS=http://host:19530")
+        yield os.environ["STRUCTKD_TEST_MILVUS"]
+        return
     path = str(tmp_path_factory.mktemp("server") / "far.db")
     yield server_manager_instance.start_and_get_uri(path).replace("tcp://", "http://")
     server_manager_instance.release_server(path)
 
 
 def test_a_server_by_address(server: str, tmp_path: Path) -> None:
-    expected = index.build(VECTORS, IDS, kind="flat").search(QUERIES, 10)
     built = index.build(VECTORS, IDS, kind="milvus", address=server, out=tmp_path)
-    same(built.search(QUERIES, 10), expected)
     assert not list(tmp_path.glob("milvus-*"))  # nothing embedded
     first = built.manifest.parameters["collection"]  # type: ignore[attr-defined]
     again = index.build(VECTORS, IDS, kind="milvus", address=server, out=tmp_path)
+    second = again.manifest.parameters["collection"]  # type: ignore[attr-defined]
     client = milvus.MilvusClient(server)
-    assert client.list_collections() == [again.manifest.parameters["collection"]]  # type: ignore[attr-defined]
-    assert again.manifest.parameters["collection"] != first  # type: ignore[attr-defined]
-    client.drop_collection(client.list_collections()[0])
+    assert second in client.list_collections()
+    assert first not in client.list_collections()  # the replaced one is dropped
+    client.drop_collection(second)
     client.close()
     with pytest.raises(DataError, match=r"holds 0 vectors, expected 400 .*Was it dropped, or is this another server"):
         index.open(tmp_path)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_a_server_answers_as_flat_does(server: str, metric: Any, tmp_path: Path) -> None:
+    """Also at ties that are longer than a list."""
+    vectors = np.concatenate([VECTORS, np.repeat(VECTORS[:3], 40, axis=0)])
+    ids = [*IDS, *(f"copy-{n}" for n in RNG.permutation(120))]
+    queries = np.concatenate([QUERIES, VECTORS[:3]])
+    expected = index.build(vectors, ids, kind="flat", metric=metric)
+    built = index.build(vectors, ids, kind="milvus", metric=metric, address=server, out=tmp_path)
+    try:
+        same(built.search(queries, 10), expected.search(queries, 10))
+        same(index.open_vectors(tmp_path).search(queries, 10), expected.search(queries, 10))
+        assert (built.knn_graph(4, "union", True) != expected.knn_graph(4, "union", True)).nnz == 0
+    finally:
+        dropped(server, built)
+
+
+@pytest.mark.parametrize("milvus_index", ["IVF_FLAT", "IVF_SQ8", "HNSW"])
+def test_approximate_indexes_of_a_server(server: str, milvus_index: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"address": server, "milvus_index": milvus_index}
+    built = index.build(VECTORS, IDS, kind="milvus", out=tmp_path, recall=0.95, **settings)
+    try:
+        expected = index.build(VECTORS, IDS, kind="flat").search(QUERIES, 10)
+        shared = [np.intersect1d(a, b) for a, b in zip(built.search(QUERIES, 10).rows, expected.rows, strict=True)]
+        assert built.manifest.recall["value"] >= 0.95  # type: ignore[attr-defined]
+        assert sum(map(len, shared)) >= 0.95 * expected.rows.size
+    finally:
+        dropped(server, built)
+
+
+def dropped(address: str, built: Any) -> None:
+    """Leave a server that is not the test's own as it was."""
+    client = milvus.MilvusClient(address)
+    client.drop_collection(built.manifest.parameters["collection"])
+    client.close()
 
 
 def test_nobody_at_the_address(tmp_path: Path) -> None:
@@ -126,6 +172,26 @@ def test_a_new_build_replaces_the_old_one(tmp_path: Path) -> None:
     assert len(index.open_vectors(tmp_path)) == 50
     assert len(list(tmp_path.iterdir())) == 3  # manifest, ids, the new database
     assert expected.valid.all()
+
+
+def test_what_milvus_lite_still_writes_after_a_build_is_awaited(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its index files appear in the background: a slow disk made sizes in the manifest those of half-written files."""
+    index_in_time = Collection._bg_compact_and_index
+
+    def late(collection: Collection) -> None:
+        time.sleep(0.5)
+        index_in_time(collection)
+
+    monkeypatch.setattr(Collection, "_bg_compact_and_index", late)
+    built = index.build(VECTORS, IDS, kind="milvus", out=tmp_path)
+    listed = {file.path for file in built.manifest.files}  # type: ignore[attr-defined]
+    time.sleep(1)
+    written = [path for path in tmp_path.glob("milvus-*/**/*.idx") if path.stat().st_size]
+    assert written
+    assert {str(path.relative_to(tmp_path)) for path in written} <= listed
+    assert index.verify(tmp_path).ok
 
 
 def test_long_lists_are_refused_and_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
