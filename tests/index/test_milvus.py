@@ -74,16 +74,19 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_a_server_by_address(server: str, tmp_path: Path) -> None:
+    client = milvus.MilvusClient(server)
+    others = client.list_collections()  # none on a server of our own
+    expected = index.build(VECTORS, IDS, kind="flat").search(QUERIES, 10)
     built = index.build(VECTORS, IDS, kind="milvus", address=server, out=tmp_path)
+    same(built.search(QUERIES, 10), expected)
     assert not list(tmp_path.glob("milvus-*"))  # nothing embedded
     first = built.manifest.parameters["collection"]  # type: ignore[attr-defined]
     again = index.build(VECTORS, IDS, kind="milvus", address=server, out=tmp_path)
     second = again.manifest.parameters["collection"]  # type: ignore[attr-defined]
-    client = milvus.MilvusClient(server)
-    assert second in client.list_collections()
-    assert first not in client.list_collections()  # the replaced one is dropped
-    client.drop_collection(second)
+    assert sorted(client.list_collections()) == sorted([*others, second])  # the replaced one is dropped
+    assert second != first
     client.close()
+    dropped(server, again)
     with pytest.raises(DataError, match=r"holds 0 vectors, expected 400 .*Was it dropped, or is this another server"):
         index.open(tmp_path)
 
