@@ -1,6 +1,6 @@
 """Reproduction table of the graph half: every method with its published hyper-parameters beside the published figure.
 
-python benchmarks/graph_reproduction.py --data-root DATA --work WORK [--seeds 5] [--blocks cora-gcn,...]
+python benchmarks/graph_reproduction.py --data-root DATA --work WORK [--seeds 5 [--seed 0]] [--blocks cora-gcn,...]
 
 A block is one dataset, protocol and teacher; a cell is one seed of one method. A cell is written into
 benchmarks/results/graph_reproduction.json as soon as it is done and is never run again (delete it there to have it
@@ -69,12 +69,13 @@ def main() -> None:
     parser.add_argument("--data-root", required=True, type=Path, help="folder that holds graph/")
     parser.add_argument("--work", required=True, type=Path, help="teachers and their logits are kept here")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--blocks", default=",".join(BLOCKS))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--out", type=Path, default=RESULTS / "graph_reproduction.json")
     arguments = parser.parse_args()
     for name in arguments.blocks.split(","):
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.seed, arguments.seed + arguments.seeds):
             for method in arguments.methods.split(","):
                 if (name, seed, method) not in {key(cell) for cell in cells(arguments.out)}:
                     keep(measured(name, seed, method, arguments), arguments.out)
@@ -91,7 +92,7 @@ def measured(name: str, seed: int, method: str, arguments: argparse.Namespace) -
     shown = {key: round(row[f"{key}_mean"], 5) for key in ("test", "valid", "teacher_test")}
     shown |= {key: round(row[key], 4) for key in ("cos_low", "cos_high", "cpu_seconds")}
     cell = {"block": name, "seed": seed, "method": method, "input_class": row["input_class"], **shown}
-    return cell | {"commit": commit(), "date": time.strftime("%Y-%m-%d")}
+    return cell | {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "machine": machine()}
 
 
 def key(cell: dict) -> tuple[str, int, str]:
@@ -126,7 +127,7 @@ def summary(found: list[dict], earlier: list[dict]) -> dict:
         "what": "test accuracy in % at best validation, published hyper-parameters, one shared teacher per seed",
         "marks": MARKS,
         "command": "python benchmarks/graph_reproduction.py --data-root DATA --work WORK",
-        "machine": f"{machine()}, one thread, cores shared with other work",
+        "machine": f"{machine()}, one thread, cores shared with other work; newer cells name their own",
         "python": sys.version.split()[0],
         "blocks": [block for name in BLOCKS if (block := table(name, found))["rows"]],
         "missing_seeds_of_five": {name: parts for name, parts in missing.items() if parts},

@@ -2,11 +2,12 @@
 
     python benchmarks/quality_self_distill.py --data DIR/sts-dev --init ALL_MINILM_L6_V2 --work DIR --out ROWS.json
 
-The starts are the model with layers 1, 3, 5 (and 2, 5 for the second one of `--mutual`); the cross-encoder's body is
-the whole model. Labels only measure: nothing is chosen by them. The pool holds sentence pairs of the same sets, those
-measured on among them (transductive), unless --apart draws it from the training files alone. One cycle of one model
-over 5,000 pairs costs about 28 minutes on one core of 65 GFLOP/s, over 10,000 about 33 (17 pairs a second in training,
-50 in labelling). A run that was stopped continues; every row states its seconds.
+A start is the model with some of its layers (`--starts 1,3,5`; `all` is the whole model); several starts teach each
+other (`--starts 1,3,5 2,4,5`). The cross-encoder's body is the whole model. Labels only measure: nothing is chosen by
+them. The pool holds sentence pairs of the same sets, those measured on among them (transductive), unless --apart draws
+it from the training files alone. One cycle of one model over 5,000 pairs costs about 28 minutes on one core of 65
+GFLOP/s, over 10,000 about 33 (17 pairs a second in training, 50 in labelling). A run that was stopped continues; every
+row states its seconds.
 """
 
 import argparse
@@ -74,6 +75,19 @@ def whitened(init: str, whitening: Path) -> WhitenedScorer:
     return WhitenedScorer(SentenceScorer(init), Whitening.load(whitening))
 
 
+def start(init: str, work: Path, layers: str) -> str:
+    """A starting model's folder."""
+    if layers == "all":
+        return init
+    return saved(init, work / f"start-{layers.replace(',', '')}", [int(layer) for layer in layers.split(",")])
+
+
+def changed(config: SelfDistillConfig, settings: list[str]) -> SelfDistillConfig:
+    """`name=value` settings, each of the type that its default has."""
+    values = dict(setting.split("=", 1) for setting in settings)
+    return replace(config, **{name: type(getattr(config, name))(value) for name, value in values.items()})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("data", "init", "work", "out"):
@@ -83,18 +97,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--each", type=int, default=0, help="pairs measured in each set; 0: all")
-    parser.add_argument("--cross-epochs", type=int, default=0, help="0: the command's default")
-    parser.add_argument("--bi-epochs", type=int, default=0, help="0: the command's default")
-    parser.add_argument("--mutual", action="store_true", help="two starting models")
-    parser.add_argument("--strong", action="store_true", help="start from the whole model")
+    parser.add_argument("--starts", nargs="+", default=["1,3,5"], help="layers of each starting model, or all")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the cycles")
     parser.add_argument("--apart", action="store_true", help="keep the measured sets out of the pool")
     options = parser.parse_args()
     work, data, started = Path(options.work), Path(options.data), time.process_time()
-    inits = [options.init] if options.strong else [saved(options.init, work / "start-135", (1, 3, 5))]
-    inits += [saved(options.init, work / "start-25", (2, 5))] if options.mutual else []
+    inits = [start(options.init, work, layers) for layers in options.starts]
     pool = pool_file(data, options.pairs, options.apart, work / f"pool-{options.pairs}-{options.apart}.tsv")
     sets = measured_sets(data, options.each)
-    base = SelfDistillConfig(cycles=options.cycles, cross_epochs=options.cross_epochs, bi_epochs=options.bi_epochs)
+    base = changed(SelfDistillConfig(cycles=options.cycles), options.set)
     out = Path(options.out)
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
     known = {(row["seed"], row["cycle"], row["phase"], row["model"]) for row in rows}
@@ -117,7 +128,8 @@ def main() -> None:
     for seed in range(options.seed, options.seed + options.seeds):
         for model, init in enumerate(inits, start=1):
             record(seed, 0, "bi", model, partial(SentenceScorer, init))
-        name = f"run-{options.pairs}-{len(inits)}-{options.strong}-{options.apart}-{options.cycles}-{seed}"
+        settings = [options.pairs, "+".join(options.starts), options.apart, options.cycles, *options.set, seed]
+        name = "run-" + "-".join(map(str, settings))
         config = replace(base, seed=seed)
         unlabelled = pool_of_file(pool, symmetric=True)
         result = self_distill(unlabelled, inits, config, out=work / name, cross_inits=[options.init])
