@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from origin import commit, machine
-from starts import saved
+from starts import saved, with_settings
 
 from structkd.files import read_json, write_json
 from structkd.ids import Pairs
@@ -82,12 +82,6 @@ def start(init: str, work: Path, layers: str) -> str:
     return saved(init, work / f"start-{layers.replace(',', '')}", [int(layer) for layer in layers.split(",")])
 
 
-def changed(config: SelfDistillConfig, settings: list[str]) -> SelfDistillConfig:
-    """`name=value` settings, each of the type that its default has."""
-    values = dict(setting.split("=", 1) for setting in settings)
-    return replace(config, **{name: type(getattr(config, name))(value) for name, value in values.items()})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("data", "init", "work", "out"):
@@ -105,7 +99,7 @@ def main() -> None:
     inits = [start(options.init, work, layers) for layers in options.starts]
     pool = pool_file(data, options.pairs, options.apart, work / f"pool-{options.pairs}-{options.apart}.tsv")
     sets = measured_sets(data, options.each)
-    base = changed(SelfDistillConfig(cycles=options.cycles), options.set)
+    base = with_settings(SelfDistillConfig(cycles=options.cycles), options.set)
     out = Path(options.out)
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
     known = {(row["seed"], row["cycle"], row["phase"], row["model"]) for row in rows}

@@ -13,11 +13,12 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from origin import commit, machine
-from starts import dl19, saved
+from starts import dl19, saved, with_settings
 
 from structkd.files import write_json
 from structkd.ranking.bi_encoder import BiScorer
@@ -32,13 +33,14 @@ from structkd.runs import plain, versions
 from structkd.trec import Run, read_run
 
 MEASURE = "nDCG@10"
-LENGTHS = {"max_length": 192, "max_pair_length": 224}
+BASE = SelfDistillConfig(asymmetric=True, max_length=192, max_pair_length=224)
 
 
-def parts(data: Path, name: str, depth: int) -> tuple[dict[str, Collection], Run, Collection, Run]:
-    """Test collection in each mode and its first stage; pool collection and its candidates."""
+def parts(data: Path, name: str, depth: int, queries: int) -> tuple[dict[str, Collection], Run, Collection, Run]:
+    """Test collection in each mode, `queries` of it, and its first stage; pool collection and its candidates."""
     if name == "scifact":
         test, pool = load(data / name), load(data / name, "train")
+        test = test.with_queries(list(test.queries.ids)[: queries or None])
         pool = pool.with_queries([query for query in pool.queries.ids if query not in ("871", "1291")])
         return {"rerank": test, "retrieve": test}, bm25_candidates(test, 50), pool, bm25_candidates(pool, depth)
     test, pool = load(data / "msmarco-dl19"), load(data / "msmarco-dl22")
@@ -63,15 +65,17 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="the first")
+    parser.add_argument("--test-queries", type=int, default=0, help="of scifact, the first; 0: all")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the cycles")
     parser.add_argument("--strong", action="store_true", help="start from the whole model")
     options = parser.parse_args()
     work, data, rows = Path(options.work), Path(options.data), []
     init = options.init if options.strong else saved(options.init, work / "start-135", (1, 3, 5))
-    config = SelfDistillConfig(cycles=options.cycles, asymmetric=True, **LENGTHS)
+    config = with_settings(replace(BASE, cycles=options.cycles), options.set)
+    bi = partial(BiScorer, query_length=config.max_length, document_length=config.max_length)
     for name in options.collections:
-        tests, first, pooled, candidates = parts(data, name, options.depth)
-        lengths = {"query_length": LENGTHS["max_length"], "document_length": LENGTHS["max_length"]}
-        before = measured(tests, first, BiScorer(init, **lengths))
+        tests, first, pooled, candidates = parts(data, name, options.depth, options.test_queries)
+        before = measured(tests, first, bi(init))
         bm25 = evaluate_run(tests["rerank"], first, MEASURE).measures[MEASURE]
         for seed in range(options.seed, options.seed + options.seeds):
             started = time.perf_counter()
@@ -81,7 +85,7 @@ def main() -> None:
             )  # fmt: skip
             seconds = round(time.perf_counter() - started, 1)
             for phase in result.rows:
-                scorer = CrossScorer(phase.folder) if phase.phase == "cross" else BiScorer(phase.folder, **lengths)
+                scorer = CrossScorer(phase.folder) if phase.phase == "cross" else bi(phase.folder)
                 row: dict[str, Any] = {"collection": name, "seed": seed, "cycle": phase.cycle, "phase": phase.phase}
                 row |= {"pool": result.pool, "bm25": bm25, "seconds_of_the_run": seconds}
                 for mode, after in measured(tests, first, scorer).items():
@@ -94,6 +98,7 @@ def main() -> None:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
             head = {"measure": MEASURE, "config": plain(config), "strong": options.strong, "depth": options.depth}
+            head["scifact_test_queries"] = options.test_queries or "all"
             head |= {"commit": commit(), "machine": machine(), "versions": versions()}
             write_json(Path(options.out), {"command": __doc__.split("\n\n")[1].strip(), **head, "rows": rows})
 

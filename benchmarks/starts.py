@@ -1,4 +1,4 @@
-"""What several benchmarks start from: some layers of an encoder, a collection with all its judgements."""
+"""What several benchmarks start from: some layers of an encoder, settings, a collection with all its judgements."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 
 from structkd.ranking.data import Collection, read_qrels
 from structkd.ranking.datasets import load
+from structkd.ranking.self_distill import SelfDistillConfig
 
 TWO = (2, 5)
 "The third and the last layer of six."
@@ -28,6 +29,12 @@ def saved(init: str, folder: Path, layers: Iterable[int] = TWO) -> str:
     if not folder.is_dir():
         with_layers(init, layers).save(str(folder))
     return str(folder)
+
+
+def with_settings(config: SelfDistillConfig, settings: Iterable[str]) -> SelfDistillConfig:
+    """The config with `name=value` settings, each of the type that its own value has."""
+    values = dict(setting.split("=", 1) for setting in settings)
+    return replace(config, **{name: type(getattr(config, name))(value) for name, value in values.items()})
 
 
 def dl19(data: Path) -> Collection:
