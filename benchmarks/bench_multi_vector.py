@@ -66,7 +66,7 @@ def measured(collection: Collection, options: argparse.Namespace) -> list[dict[s
             {"collection": collection.name, "documents": len(documents), "queries": len(asked), "dim": fast.dim}
             | {"vectors": int(fast.manifest.parameters["vectors"]), "recall_asked": recall}
             | {"recall_at_build": fast.manifest.recall, "recall_of_the_queries": round(float(np.mean(shares)), 4)}
-            | {"search": fast.manifest.parameters["fast"], "build_seconds": fast.manifest.build_seconds}
+            | {"search": fast.manifest.parameters.get("scored"), "build_seconds": fast.manifest.build_seconds}
             | {"exact_queries_per_second": round(len(asked) / exact_seconds, 1)}
             | {"fast_queries_per_second": round(len(asked) / seconds, 1)}
             | {"times_exact": round(exact_seconds / seconds, 2)}

@@ -113,10 +113,10 @@ def main() -> None:
 
 def write(one: dict[str, Any], path: Path) -> None:
     """Put a graph's rows into the result file, in the order of GRAPHS."""
-    kept = json.loads(path.read_text(encoding="utf-8"))["graphs"] if path.is_file() else []
-    graphs = [other for other in kept if other["name"] != one["name"]] + [one]
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"graphs": []}
+    graphs = [other for other in kept["graphs"] if other["name"] != one["name"]] + [one]
     graphs.sort(key=lambda found: list(GRAPHS).index(found["name"]))
-    body = {
+    body = kept | {  # what the file says of the method's development stays
         "what": "default method against GLNN and FF-G2M, one shared teacher per seed, test at best validation",
         "command": "python benchmarks/quality_default_method.py --data-root DATA --work WORK",
         "machine": f"{machine()}, one thread a process",

@@ -69,21 +69,19 @@ class FaissIndex(OpenedVectors):
 
     def candidates(self, queries: Tensor, fetch: int) -> tuple[Tensor, Tensor]:
         """Rows [queries, fetch] that faiss proposes, best first by its codes (-1 where it has none); exact scores."""
-        rows = torch.from_numpy(self.proposals(queries.numpy(), fetch)[0])
+        rows = torch.from_numpy(self._proposals(queries.numpy(), fetch))
         return rows, exact_scores(queries, self._stored.pick, rows, self.metric)
+
+    def _proposals(self, queries: NDArray[np.float32], fetch: int) -> NDArray[np.int64]:
+        if not len(queries):
+            return np.empty((0, fetch), dtype=np.int64)
+        engine: Any = self._engine if self._on_gpu is None or fetch > LARGEST_K else self._on_gpu
+        with blas_from_small_batches(len(queries)):
+            return np.asarray(engine.search(queries, fetch)[1], dtype=np.int64)
 
     def search_prepared(self, queries: Tensor, k: int) -> TopK:
         """`search` for vectors as they are stored: float32, finite, normalised under cosine."""
         return self._search(queries, k)
-
-    def proposals(self, queries: NDArray[np.float32], fetch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows [queries, fetch] that faiss proposes, -1 where it has none, and its own inexact scores (cosine, ip)."""
-        if not len(queries):
-            return np.empty((0, fetch), dtype=np.int64), np.empty((0, fetch), dtype=np.float32)
-        engine: Any = self._engine if self._on_gpu is None or fetch > LARGEST_K else self._on_gpu
-        with blas_from_small_batches(len(queries)):
-            scores, rows = engine.search(queries, fetch)
-        return np.asarray(rows, dtype=np.int64), np.asarray(scores, dtype=np.float32)
 
     def apply(self, parameters: dict[str, Any]) -> None:
         """Set how much of the index a search looks at."""

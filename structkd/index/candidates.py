@@ -1,34 +1,70 @@
-"""Which documents a fast multi-vector search scores exactly: those whose vectors an approximate index finds.
+"""Which documents a fast multi-vector search scores exactly: those whose coded vectors promise the most.
 
-For each vector of the query the nearest document vectors are found (codes of ivf-pq decide which); a document's
-estimate is the sum over the query's vectors of its best found score, and where none of its vectors was found, of the
-worst score that was: what was missed can be no better than that, if the search is exact (Lee et al. 2023, XTR, eq. 5).
+Every document vector is coded by two centroids (`structkd.index.codebooks`); MaxSim over the codes estimates a document
+without reading its vectors (centroid interaction, Santhanam et al. 2022, PLAID, eq. 3-5, over the sums of two
+centroids). Codes err in a document's favour or against it, and much alike from query to query: what a sample of queries
+shows of that error is taken off (`offsets`). Documents with many similar vectors are found only so.
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+CODES, OFFSETS = "codes", "offsets"
+"Files of an index: what `Coded` holds."
 
-def estimated(
-    found: Int[Tensor, "tokens list"], scores: Float[Tensor, "tokens list"], owner: Int[Tensor, " vectors"], keep: int
-) -> Int[Tensor, " documents"]:
-    """The documents of one query with the largest estimates, at most `keep`.
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Coded vectors of all documents.
+
+    Attributes:
+        codebooks: two sets of centroids whose sums stand for vectors.
+        codes: centroid of each vector in each set.
+        starts: first vector of each document, and the number of vectors.
+        offsets: what is added to each document's estimate.
+    """
+
+    codebooks: Float[Tensor, "2 centroids dim"]
+    codes: Int[Tensor, "vectors 2"]
+    starts: Int[Tensor, " ends"]
+    offsets: Float[Tensor, " documents"]
+
+    def estimates(self, query: Float[Tensor, "tokens dim"], device: torch.device) -> Float[Tensor, " documents"]:
+        """About the MaxSim of every document with one query, on the host."""
+        from structkd.index._maxsim import coded_maxsim, coded_maxsim_of  # numba takes a while to import
+
+        table = torch.matmul(self.codebooks.to(device), query.to(device).T)
+        if device.type != "cpu":
+            return coded_maxsim_of(self.codes, self.starts, table).cpu() + self.offsets
+        out = torch.empty(len(self.offsets))
+        coded_maxsim(self.codes.numpy(), self.starts.numpy(), table.contiguous().numpy(), out.numpy())
+        return out + self.offsets
+
+    def best(self, query: Tensor, count: int, device: torch.device) -> Int[Tensor, " list"]:
+        """The documents with the largest estimates, at most `count`."""
+        found = self.estimates(query, device)
+        return torch.topk(found, min(count, len(found))).indices
+
+
+def mean_errors(
+    coded: Coded, queries: Sequence[Tensor], exact: Callable[[list[Tensor]], Float[Tensor, "queries documents"]]
+) -> Float[Tensor, " documents"]:
+    """How far each document's estimates lie below its scores on average; zeros without queries.
 
     Args:
-        found: rows of document vectors for each vector of the query, best first; -1 where there is none.
-        scores: their scores, minus infinity where there is none.
-        owner: document of each document vector.
-        keep: how many documents.
+        coded: with offsets of zero.
+        queries: each [vectors, dim].
+        exact: MaxSim of every document for some queries.
     """
-    tokens, width = found.shape
-    valid = found >= 0
-    token = torch.arange(tokens).unsqueeze(1).expand(-1, width)[valid]
-    document, inverse = torch.unique(owner[found[valid]], return_inverse=True)
-    worst = torch.where(valid, scores, torch.inf).amin(dim=1)
-    worst = torch.where(torch.isfinite(worst), worst, 0.0)
-    table = worst.repeat(len(document), 1).reshape(-1)
-    table.scatter_reduce_(0, inverse * tokens + token, scores[valid], "amax")
-    totals = table.view(len(document), tokens).double().sum(dim=1)
-    best: Tensor = document[torch.topk(totals, min(keep, len(document))).indices]
-    return best
+    total = torch.zeros(len(coded.offsets), dtype=torch.float64)
+    for start in range(0, len(queries), _AT_ONCE):
+        group = list(queries[start : start + _AT_ONCE])
+        for query, scores in zip(group, exact(group), strict=True):
+            total += scores.double() - coded.estimates(query, torch.device("cpu")).double()
+    return (total / max(1, len(queries))).float()

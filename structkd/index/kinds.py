@@ -18,6 +18,7 @@ from structkd.ids import Ids, Texts
 from structkd.index import multivector
 from structkd.index.base import LexicalIndex, VectorIndex
 from structkd.index.blocks import blocks, cut, write_vectors
+from structkd.index.candidates import CODES
 from structkd.index.choice import FAISS_KINDS, IndexOptions, check_options, check_recall, choose
 from structkd.index.draft import Draft, draft
 from structkd.index.flat import FlatIndex
@@ -138,8 +139,8 @@ def build_multi(
         out: folder; None: a temporary folder that goes with the index.
         device: auto, cpu, cuda or cuda:N.
         encoder: fingerprint of the encoder, compared by `open(expect_encoder=...)`.
-        recall: recall@10 that is enough; below 1, and from 20,000 vectors on, a token index proposes what is scored.
-            None: every document is scored.
+        recall: recall@10 that is enough; below 1, and from 20,000 vectors on, codes of the vectors choose what is
+            scored. None: every document is scored.
         seed: of the training sample and of the queries that recall is measured with.
         queries: each [vectors, dim], like those that will be asked, to measure recall with; None: made from documents.
 
@@ -177,7 +178,7 @@ def build_multi(
         )
         if recall is not None and recall < 1 and rows >= FAST_FROM:
             asked = None if queries is None else _asked(queries, metric, dim)
-            manifest = _with_tokens(target, manifest, recall, asked)
+            manifest = _with_codes(target, manifest, recall, asked)
         target.commit(replace(manifest, build_seconds=round(time.perf_counter() - began, 3)))
         index = cast(MultiVectorIndex, open(target.folder, device))
         if owner is not None:
@@ -193,21 +194,14 @@ def _asked(queries: Sequence[Vectors], metric: Metric, dim: int) -> list[Tensor]
     return prepared
 
 
-def _with_tokens(
+def _with_codes(
     target: Draft, manifest: IndexManifest, recall: float, queries: Sequence[Tensor] | None
 ) -> IndexManifest:
-    """The manifest after a token index was built over all vectors and its search was chosen."""
-    ann = _opener("ivf-pq")
-    made = ann.make(target, multivector.token_manifest(manifest))
-    stored = target.stored(replace(manifest, parameters=manifest.parameters | made))
-    return multivector.tune(stored, _tokens(stored, "cpu"), recall, queries)
-
-
-def _tokens(stored: Stored, device: str) -> multivector.TokenIndex:
-    index: multivector.TokenIndex = _opener("ivf-pq").FaissIndex(
-        replace(stored, manifest=multivector.token_manifest(stored.manifest)), device
-    )
-    return index
+    """The manifest after all vectors were coded and the fast search was chosen."""
+    codebooks = _opener("multi-vector")
+    books, codes = codebooks.two_codebooks(target.stored(manifest).vectors, int(manifest.parameters["seed"]))
+    target.arrays(CODES, {"codebooks": books, "codes": codes})
+    return multivector.tune(target, target.stored(manifest), recall, queries)
 
 
 def build_text(
@@ -297,11 +291,7 @@ def _open_ann(stored: Stored, device: str) -> VectorIndex:
 
 
 def _open_multi(stored: Stored, device: str) -> MultiVectorIndex:
-    if "fast" not in stored.manifest.parameters:
-        return MultiVectorIndex(stored, device)
-    tokens = _tokens(stored, device)
-    tokens.apply(stored.manifest.parameters["fast"])
-    return MultiVectorIndex(stored, device, tokens)
+    return MultiVectorIndex(stored, device)
 
 
 def _open_bm25(stored: Stored, device: str) -> LexicalIndex:
@@ -335,6 +325,7 @@ _ENGINES = {  # kind: module, package that it imports, extra that brings it
     "bm25": ("lexical", "bm25s", "test"),
     "lucene": ("lucene", "jnius_config", "lucene"),
     "milvus": ("milvus", "pymilvus", "milvus"),
+    "multi-vector": ("codebooks", "faiss", "cpu"),
 } | dict.fromkeys(FAISS_KINDS, ("ann", "faiss", "cpu"))
 
 

@@ -1,13 +1,12 @@
 """MultiVectorIndex: late interaction (MaxSim) over documents of many vectors each.
 
-Exact by blocked matrix products over everything; or, for larger collections, fast: an approximate index of the document
-vectors (faiss) proposes documents, and these are scored exactly. Scores and order of what is found are the same.
+Exact by blocked matrix products over everything; or, for larger collections, fast: codes of the document vectors say
+which documents are scored exactly. Scores and order of what is found are the same.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structkd.errors import DataError
-from structkd.index.candidates import estimated
+from structkd.index.candidates import CODES, OFFSETS, Coded, mean_errors
 from structkd.index.draft import Draft
 from structkd.index.manifest import IndexManifest
 from structkd.index.opened import OpenedIndex
@@ -23,26 +22,17 @@ from structkd.index.recall import asked, draw, no_rows
 from structkd.index.storage import Stored
 from structkd.index.topk import TopK, excluded_rows, ranked, search_without
 from structkd.index.vectors import Metric, Vectors, check_k, prepare_queries, resolve_device
-from structkd.progress import track
+from structkd.progress import note, track
 
 _TOKENS = {"cpu": 16384, "cuda": 1 << 20}  # document vectors per product
 _QUERIES = 32
 _UNIT = 2.0**-24
-_SAMPLE = 100
+_SAMPLE, _CALIBRATING = 150, 3  # queries drawn at build; every third calibrates the estimates, the others measure
+_FEWEST_TO_CALIBRATE = 10
 _QUERY_VECTORS, _QUERY_NOISE = 8, 1.0  # of a query made from a document: vectors, length of what is added to each
-_LADDER = tuple({"nprobe": 4 << step, "per_vector": 64 << step, "keep": 64 << step} for step in range(6))
-
-
-@runtime_checkable
-class TokenIndex(Protocol):
-    """An approximate index of all document vectors."""
-
-    def apply(self, parameters: dict[str, Any]) -> None:
-        """Set how much of the index a search looks at."""
-
-    def proposals(self, queries: NDArray[np.float32], fetch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows [queries, fetch] of the nearest vectors, -1 where there is none, and their inexact scores."""
-        ...
+_PADDED, _PADDED_NOISE = 24, 0.5  # of every second one: near copies of one more vector, which expanded queries end in
+_LADDER = tuple(32 << step for step in range(8))  # documents scored exactly, per query
+_WORTH = 2  # scoring more than one in so many documents is no faster than scoring all
 
 
 class MultiVectorIndex(OpenedIndex):
@@ -55,13 +45,12 @@ class MultiVectorIndex(OpenedIndex):
         dim: dimensions of each vector.
     """
 
-    def __init__(self, stored: Stored, device: str | torch.device = "auto", tokens: TokenIndex | None = None) -> None:
+    def __init__(self, stored: Stored, device: str | torch.device = "auto") -> None:
         super().__init__(stored)
         self.metric: Metric = stored.manifest.metric
         self.dim: int = stored.manifest.dim or 0
         self.device = resolve_device(device)
-        self._tokens = tokens
-        self._fast: dict[str, int] = dict(stored.manifest.parameters.get("fast", {}))
+        self._scored: int | None = stored.manifest.parameters.get("scored")
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -100,32 +89,21 @@ class MultiVectorIndex(OpenedIndex):
         everything = torch.arange(len(self))
         for start in track(range(0, len(queries), _QUERIES), "searching", late=True):
             group = queries[start : start + _QUERIES]
-            if self._tokens is None:
+            if self._scored is None:
                 found = [(everything, products) for products in self._products(group)]
             else:
-                proposed = self._proposed(self._tokens, group, k)
-                found = [(some, self._some(query, some)) for query, some in zip(group, proposed, strict=True)]
+                count = max(self._scored, 2 * k)
+                chosen = [self._coded.best(query, count, self.device) if len(query) else everything for query in group]
+                found = [(some, self._some(query, some)) for query, some in zip(group, chosen, strict=True)]
             for place, (query, (some, products)) in enumerate(zip(group, found, strict=True), start=start):
                 rows[place], scores[place] = self._best(query, some, products, k)
         return TopK(rows, scores, rows >= 0, self.ids)
 
-    def _proposed(self, tokens: TokenIndex, group: list[Tensor], k: int) -> list[Tensor]:
-        """Documents of each query that the token index finds promising; all of them for a query without vectors."""
-        keep = max(self._fast["keep"], 2 * k)
-        width = min(int(self._starts[-1]), max(self._fast["per_vector"], keep))
-        rows, scores = tokens.proposals(torch.cat(group).numpy(), width)
-        ends = np.cumsum([len(query) for query in group])
-        out = []
-        for query, end in zip(group, ends, strict=True):
-            part = slice(end - len(query), end)
-            found, values = torch.from_numpy(rows[part]), torch.from_numpy(scores[part])
-            out.append(estimated(found, values, self._owner, keep) if len(query) else torch.arange(len(self)))
-        return out
-
     @cached_property
-    def _owner(self) -> Tensor:
-        """Document of each vector."""
-        return torch.repeat_interleave(torch.from_numpy(np.diff(self._starts)))
+    def _coded(self) -> Coded:
+        """What says which documents are worth scoring."""
+        files = self._stored.arrays(CODES) | self._stored.arrays(OFFSETS)
+        return Coded(starts=torch.from_numpy(self._starts), **files)
 
     def _some(self, query: Tensor, documents: Tensor) -> Tensor:
         """Float32 MaxSim of chosen documents for one query."""
@@ -197,49 +175,75 @@ def write(target: Draft, lengths: Sequence[int]) -> None:
     target.arrays("documents", {"starts": torch.from_numpy(starts)})
 
 
-def token_manifest(manifest: IndexManifest) -> IndexManifest:
-    """The manifest of the index of all vectors within a multi-vector index."""
-    return replace(manifest, kind="ivf-pq", count=int(manifest.parameters["vectors"]))
+def tune(target: Draft, stored: Stored, aim: float, given: Sequence[Tensor] | None = None) -> IndexManifest:
+    """Calibrate the codes and choose how many documents are scored: the fewest that reach the recall, or the most.
 
-
-def tune(stored: Stored, tokens: TokenIndex, target: float, given: Sequence[Tensor] | None = None) -> IndexManifest:
-    """The least thorough search that reaches the recall, or the most thorough; the manifest with it and its recall.
-
-    100 of the given queries are drawn, or made from documents (`_like_query`), these themselves not counted; a document
-    that ties with the tenth counts.
+    150 of the given queries are drawn, or made from documents (`_like_query`), these themselves not counted. Every
+    third calibrates (`mean_errors`; none of fewer than ten), recall@10 against exact MaxSim is measured with the
+    others; a document that ties with the tenth counts. Where half of all documents would be scored the codes are left
+    out: scoring all is as fast.
 
     Args:
-        stored: vectors, documents and token index, written.
-        tokens: the token index.
-        target: recall@10 against exact MaxSim.
+        target: where the offsets are written.
+        stored: vectors, documents and codes, written.
+        aim: recall@10 that is enough.
         given: prepared queries, each [vectors, dim].
+
+    Returns:
+        The manifest with the choice and its recall.
     """
     manifest, seed = stored.manifest, int(stored.manifest.parameters["seed"])
-    exact, fast = MultiVectorIndex(stored, "cpu"), MultiVectorIndex(stored, "cpu", tokens)
+    exact = MultiVectorIndex(stored, "cpu")
     if given is None:
-        rows, generator = draw(len(exact), _SAMPLE, seed), np.random.default_rng(seed)
-        made = [_like_query(exact.document(int(row)), exact.metric, generator) for row in rows]
-        test = asked(exact._search, made, rows, "made from documents", len(exact))
+        rows, source, generator = draw(len(exact), _SAMPLE, seed), "made from documents", np.random.default_rng(seed)
+        padded = generator.permutation(len(rows)) % 2
+        drawn = [
+            _like_query(exact.document(int(row)), exact.metric, generator, _PADDED * int(more))
+            for row, more in zip(rows, padded, strict=True)
+        ]
     else:
-        rows = draw(len(given), _SAMPLE, seed)
-        test = asked(exact._search, [given[row] for row in rows], no_rows(rows), "given", len(exact))
-    for trial in _LADDER:
-        fast._fast = trial
-        tokens.apply(trial)
+        places = draw(len(given), _SAMPLE, seed)
+        rows, source, drawn = no_rows(places), "given", [given[place] for place in places]
+    calibrates = np.arange(len(drawn)) % _CALIBRATING == 0
+    if calibrates.sum() < _FEWEST_TO_CALIBRATE:
+        calibrates[:] = False
+    coded = Coded(starts=torch.from_numpy(exact._starts), offsets=torch.zeros(len(exact)), **stored.arrays(CODES))
+    some = [query for query, chosen in zip(drawn, calibrates, strict=True) if chosen and len(query)]
+    target.arrays(OFFSETS, {"offsets": mean_errors(coded, some, exact._products)})
+    others = [query for query, chosen in zip(drawn, calibrates, strict=True) if not chosen]
+    test = asked(exact._search, others, rows[~calibrates], source, len(exact))
+    fast = MultiVectorIndex(target.stored(manifest), "cpu")
+    for scored in _LADDER:
+        fast._scored = scored
         value, error = test.of(fast._search(test.queries, test.places))
-        if value - error >= target:
+        if value - error >= aim:
             break
-    return replace(manifest, recall=test.says(value, target), parameters=manifest.parameters | {"fast": trial})
+    if _WORTH * scored > len(exact):
+        note(f"index: recall {aim} takes {scored} of {len(exact)} documents a query; all are scored, which is as fast")
+        target.drop(CODES)
+        target.drop(OFFSETS)
+        return manifest
+    return replace(manifest, recall=test.says(value, aim), parameters=manifest.parameters | {"scored": scored})
 
 
-def _like_query(document: Tensor, metric: Metric, generator: np.random.Generator) -> Tensor:
-    """A stand-in for a query: eight vectors of a document, each moved by its length in a random direction.
+def _like_query(document: Tensor, metric: Metric, generator: np.random.Generator, padding: int = 0) -> Tensor:
+    """A stand-in for a query: eight vectors of a document, each moved by its length in a random direction, and
+    `padding` near copies of the first.
 
-    A document itself as query flatters: it has more vectors than a query, and they lie closer to others' (figures stand
-    in benchmarks/README.md).
+    A document itself as query flatters: it has more vectors than a query, and they lie closer to others'. So do eight
+    vectors alone: short queries are filled up to 32 by vectors that are much alike, where one error of a code counts
+    many times (figures stand in benchmarks/README.md).
     """
     rows = np.sort(generator.permutation(len(document))[:_QUERY_VECTORS])
-    vectors = document[torch.from_numpy(rows)]
+    moved = _moved(document[torch.from_numpy(rows)], _QUERY_NOISE, generator)
+    made: Tensor = torch.cat([moved, _moved(moved[:1].expand(padding, -1), _PADDED_NOISE, generator)])
+    if metric == "cosine":
+        made = torch.nn.functional.normalize(made, dim=1)
+    return made
+
+
+def _moved(vectors: Tensor, share: float, generator: np.random.Generator) -> Tensor:
+    """Each vector moved by a share of its length in a random direction."""
     noise = torch.from_numpy(generator.standard_normal(vectors.shape)).float()
-    moved = vectors + _QUERY_NOISE * vectors.norm(dim=1, keepdim=True) * noise / noise.norm(dim=1, keepdim=True)
-    return torch.nn.functional.normalize(moved, dim=1) if metric == "cosine" else moved
+    moved: Tensor = vectors + share * vectors.norm(dim=1, keepdim=True) * torch.nn.functional.normalize(noise, dim=1)
+    return moved

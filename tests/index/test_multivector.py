@@ -1,4 +1,4 @@
-"""Exact MaxSim against a slow float64 loop; blocks, ties, padding, reopening, borders."""
+"""Exact MaxSim against a slow float64 loop; blocks, ties, padding, reopening, borders; the fast engine's codes."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ import torch
 
 from structkd import index
 from structkd.errors import DataError, UsageError
-from structkd.index import kinds, multivector
-from structkd.index.candidates import estimated
+from structkd.index import _maxsim, kinds, multivector
+from structkd.index.candidates import Coded, mean_errors
+from structkd.index.codebooks import two_codebooks
 
 RNG = np.random.default_rng(0)
 DOCUMENTS = [RNG.standard_normal((n, 6)) for n in RNG.integers(1, 9, 50)]
@@ -109,7 +110,7 @@ def test_the_fast_engine_reaches_its_recall_and_scores_exactly(
     fast = index.build_multi(documents, metric=metric, recall=0.9, out=tmp_path)
     assert fast.manifest.recall is not None
     assert fast.manifest.recall["value"] >= 0.9
-    assert fast.manifest.parameters["fast"]["keep"] < 600
+    assert fast.manifest.parameters["scored"] <= 300
     found = fast.search(queries, 10)
     shares = []
     for place in range(len(queries)):
@@ -136,10 +137,15 @@ def test_the_fast_engine_is_measured_with_given_queries(clustered: Any, monkeypa
     fast = index.build_multi(documents, recall=0.9, queries=queries)
     found = fast.search(queries, 10)
     shares = [len(set(a) & set(b)) / 10 for a, b in zip(found.rows.tolist(), truth.rows.tolist(), strict=True)]
+    measured = [share for place, share in enumerate(shares) if place % 3]  # every third calibrated the estimates
     said = fast.manifest.recall
     assert said is not None
-    assert (said["queries"], said["sample"]) == ("given", 40)
-    assert said["value"] == pytest.approx(np.mean(shares), abs=1e-4)
+    assert (said["queries"], said["sample"]) == ("given", 26)
+    assert said["value"] == pytest.approx(np.mean(measured), abs=1e-4)
+    few = index.build_multi(documents, recall=0.9, queries=queries[:12])  # too few to calibrate with: all measure
+    assert few.manifest.recall is not None
+    assert few.manifest.recall["sample"] == 12
+    assert not few._coded.offsets.any()
     with pytest.raises(DataError, match="queries: found none to measure recall with"):
         index.build_multi(documents, recall=0.9, queries=[])
 
@@ -155,6 +161,12 @@ def test_stand_ins_for_queries_are_short_and_moved(metric: Any) -> None:
     lengths = made.norm(dim=1)
     assert torch.allclose(lengths, torch.ones(8)) if metric == "cosine" else bool((lengths > 3).all())
     assert len(multivector._like_query(document[:3], metric, np.random.default_rng(0))) == 3
+    filled = multivector._like_query(document, metric, np.random.default_rng(0), 24)
+    assert torch.equal(filled[:8], made)
+    copies = torch.nn.functional.normalize(filled[8:], dim=1)
+    alike = copies @ copies.T
+    assert filled.shape == (32, 64)
+    assert 0.7 < alike[~torch.eye(24, dtype=torch.bool)].mean() < 0.9  # NFCorpus' padded queries: .80
 
 
 def test_the_fast_engine_knows_queries_without_vectors_and_long_lists(
@@ -165,7 +177,7 @@ def test_the_fast_engine_knows_queries_without_vectors_and_long_lists(
     fast = index.build_multi(documents, recall=0.5)
     found = fast.search([np.empty((0, 24)), queries[0]], 300)
     assert found.scores[0].tolist() == [0.0] * 300
-    assert found.valid[1].sum() >= 290  # twice as many documents are scored as asked for
+    assert found.valid[1].all()  # twice as many documents are scored as asked for
 
 
 def test_few_vectors_stay_exact_and_a_strange_recall_is_refused() -> None:
@@ -175,12 +187,106 @@ def test_few_vectors_stay_exact_and_a_strange_recall_is_refused() -> None:
         index.build_multi(DOCUMENTS, IDS, recall=1.5)
 
 
-def test_estimates_are_the_sums_of_the_best_found_or_the_worst_found() -> None:
-    """By hand: document 0 has vectors 0 and 1, document 1 vector 2, document 2 vector 3."""
-    owner = torch.tensor([0, 0, 1, 2])
-    found = torch.tensor([[0, 1, 2], [3, 2, -1]])
-    scores = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.6, -torch.inf]])
-    # document 0: 0.9 + 0.6 (worst of the second) = 1.5; document 1: 0.1 + 0.6 = 0.7; document 2: 0.1 + 0.7 = 0.8
-    assert estimated(found, scores, owner, 3).tolist() == [0, 2, 1]
-    assert estimated(found, scores, owner, 2).tolist() == [0, 2]
-    assert estimated(torch.full((2, 3), -1), torch.full((2, 3), -torch.inf), owner, 2).tolist() == []
+def coded_example(query_vectors: int = 5) -> tuple[Coded, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    starts = torch.tensor([0, 1, 4, 4 + 9, 20])
+    coded = Coded(
+        codebooks=torch.randn(2, 6, 8, generator=generator),
+        codes=torch.randint(0, 6, (20, 2), generator=generator).to(torch.int16),
+        starts=starts,
+        offsets=torch.tensor([0.5, -1.0, 0.0, 2.0]),
+    )
+    return coded, torch.randn(query_vectors, 8, generator=generator)
+
+
+def test_estimates_are_maxsim_over_sums_of_two_centroids_and_the_offset() -> None:
+    coded, query = coded_example()
+    books, starts = coded.codebooks.double().numpy(), coded.starts.tolist()
+    expected = []
+    for document, offset in enumerate(coded.offsets.tolist()):
+        codes = coded.codes[starts[document] : starts[document + 1]].tolist()
+        vectors = [books[0, coarse] + books[1, fine] for coarse, fine in codes]
+        expected.append(slow(query.double().numpy(), np.stack(vectors), "ip") + offset)
+    found = coded.estimates(query, torch.device("cpu"))
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+    assert coded.best(query, 2, torch.device("cpu")).tolist() == np.argsort(expected)[::-1][:2].tolist()
+    assert len(coded.best(query, 9, torch.device("cpu"))) == 4
+
+
+@pytest.mark.parametrize("block", [1, 5, 1 << 18])
+def test_the_torch_twin_equals_the_kernel(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_maxsim, "_VECTORS", block)
+    coded, query = coded_example(7)
+    table = torch.matmul(coded.codebooks, query.T)
+    kernel = torch.empty(4)
+    _maxsim.coded_maxsim(coded.codes.numpy(), coded.starts.numpy(), table.numpy(), kernel.numpy())
+    assert torch.allclose(_maxsim.coded_maxsim_of(coded.codes, coded.starts, table), kernel, atol=1e-5)
+
+
+def test_errors_that_queries_share_are_taken_off() -> None:
+    """Every exact score is the estimate and a number of the document: that number is found."""
+    coded, _ = coded_example()
+    plain = Coded(coded.codebooks, coded.codes, coded.starts, torch.zeros(4))
+    hidden = torch.tensor([0.3, -0.2, 4.0, 0.0])
+    queries = list(torch.randn(11, 3, 8, generator=torch.Generator().manual_seed(1)))
+
+    def exact(group: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([plain.estimates(query, torch.device("cpu")) + hidden for query in group])
+
+    assert mean_errors(plain, queries, exact).tolist() == pytest.approx(hidden.tolist(), abs=1e-5)
+    assert mean_errors(plain, [], exact).tolist() == [0.0] * 4
+
+
+def test_two_codebooks_name_the_nearest_centroids_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("structkd.index.codebooks._BLOCK", 100)
+    vectors = torch.randn(900, 12, generator=torch.Generator().manual_seed(0))
+    books, codes = two_codebooks(vectors, seed=4)
+    assert books.shape == (2, 32, 12)  # the largest power of two up to twice the root of 900
+    assert codes.dtype == torch.int16
+    left = vectors.double()
+    for place in range(2):
+        distances = torch.cdist(left, books[place].double())
+        assert torch.equal(distances.argmin(dim=1), codes[:, place].long())
+        before, left = left, left - books[place].double()[codes[:, place].long()]
+        assert (left**2).sum() < 0.9 * (before**2).sum()
+    again = two_codebooks(vectors, seed=4)
+    assert torch.equal(again[0], books)
+    assert torch.equal(again[1], codes)
+    assert len(two_codebooks(vectors[:5], seed=0)[1]) == 5  # fewer vectors than centroids
+
+
+def test_calibrated_estimates_find_documents_that_queries_of_one_kind_ask_for(
+    clustered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries padded with near copies of one vector (as ColBERT's): one error of the codes counts many times."""
+    monkeypatch.setattr(kinds, "FAST_FROM", 1000)
+    documents, queries = clustered
+    generator = np.random.default_rng(2)
+    padding = generator.standard_normal(24)
+    padded = [np.concatenate([q[:2], padding + 0.3 * generator.standard_normal((24, 24))]) for q in queries * 2]
+    truth = index.build_multi(documents).search(padded[1::3], 10).rows
+    fast = index.build_multi(documents, recall=0.9, queries=padded)
+    monkeypatch.setattr(fast, "_scored", 60)
+
+    def recall() -> float:
+        found = fast.search(padded[1::3], 10).rows
+        return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), truth.tolist(), strict=True)]))
+
+    calibrated = recall()
+    fast._coded.offsets.zero_()
+    assert calibrated > recall() + 0.05
+
+
+def test_where_half_of_all_documents_would_be_scored_all_are(
+    clustered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kinds, "FAST_FROM", 100)
+    documents, queries = clustered
+    built = index.build_multi(documents[:60], recall=0.99, out=tmp_path)
+    assert "index: recall 0.99 takes " in capsys.readouterr().err
+    assert built.manifest.recall is None
+    assert "scored" not in built.manifest.parameters
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(("codes", "offsets"))]
+    np.testing.assert_array_equal(
+        built.search(queries, 10).rows, index.build_multi(documents[:60]).search(queries, 10).rows
+    )
