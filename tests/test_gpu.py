@@ -77,6 +77,21 @@ def test_maxsim_on_the_device_equals_the_host(tmp_path: Path) -> None:
     assert np.allclose(found[0].scores, found[1].scores, atol=1e-4)
 
 
+def test_estimates_of_coded_documents_on_the_device_equal_the_host(tmp_path: Path) -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, 2000)
+    words = vectors(50, 128)
+    tokens = words[np.random.default_rng(1).integers(0, 50, int(lengths.sum()))] + 0.05 * vectors(
+        int(lengths.sum()), 128
+    )
+    documents = np.split(tokens, np.cumsum(lengths)[:-1])
+    index.build_multi(documents, metric="ip", recall=0.9, out=tmp_path / "i")
+    queries = [words[seed : seed + 12] for seed in range(1, 20)]
+    found = [index.open(tmp_path / "i", device=device).search(queries, k=10) for device in ("cpu", "cuda")]
+    assert "scored" in index.open(tmp_path / "i").manifest.parameters
+    assert np.mean(found[0].rows == found[1].rows) > 0.99  # an estimate at the edge may round to the other side
+    assert np.allclose(found[0].scores, found[1].scores, atol=1e-3)
+
+
 def small_collection(folder: Path) -> Path:
     """Twenty words: the documents that share a query's word are its answers."""
     words = [f"{first}{last}" for first in ("bri", "kol", "mav", "tes") for last in ("dan", "lor", "mir", "sun", "vek")]

@@ -201,7 +201,7 @@ def _with_codes(
     codebooks = _opener("multi-vector")
     books, codes = codebooks.two_codebooks(target.stored(manifest).vectors, int(manifest.parameters["seed"]))
     target.arrays(CODES, {"codebooks": books, "codes": codes})
-    return multivector.tune(target, target.stored(manifest), recall, queries)
+    return multivector.tune(target, manifest, recall, queries)
 
 
 def build_text(

@@ -175,7 +175,7 @@ def write(target: Draft, lengths: Sequence[int]) -> None:
     target.arrays("documents", {"starts": torch.from_numpy(starts)})
 
 
-def tune(target: Draft, stored: Stored, aim: float, given: Sequence[Tensor] | None = None) -> IndexManifest:
+def tune(target: Draft, manifest: IndexManifest, aim: float, given: Sequence[Tensor] | None = None) -> IndexManifest:
     """Calibrate the codes and choose how many documents are scored: the fewest that reach the recall, or the most.
 
     150 of the given queries are drawn, or made from documents (`_like_query`), these themselves not counted. Every
@@ -184,26 +184,17 @@ def tune(target: Draft, stored: Stored, aim: float, given: Sequence[Tensor] | No
     out: scoring all is as fast.
 
     Args:
-        target: where the offsets are written.
-        stored: vectors, documents and codes, written.
+        target: holds vectors, documents and codes; the offsets are written to it.
+        manifest: of what it holds.
         aim: recall@10 that is enough.
         given: prepared queries, each [vectors, dim].
 
     Returns:
         The manifest with the choice and its recall.
     """
-    manifest, seed = stored.manifest, int(stored.manifest.parameters["seed"])
+    stored, seed = target.stored(manifest), int(manifest.parameters["seed"])
     exact = MultiVectorIndex(stored, "cpu")
-    if given is None:
-        rows, source, generator = draw(len(exact), _SAMPLE, seed), "made from documents", np.random.default_rng(seed)
-        padded = generator.permutation(len(rows)) % 2
-        drawn = [
-            _like_query(exact.document(int(row)), exact.metric, generator, _PADDED * int(more))
-            for row, more in zip(rows, padded, strict=True)
-        ]
-    else:
-        places = draw(len(given), _SAMPLE, seed)
-        rows, source, drawn = no_rows(places), "given", [given[place] for place in places]
+    rows, drawn = _stand_ins(exact, seed) if given is None else _draw_of(given, seed)
     calibrates = np.arange(len(drawn)) % _CALIBRATING == 0
     if calibrates.sum() < _FEWEST_TO_CALIBRATE:
         calibrates[:] = False
@@ -211,6 +202,7 @@ def tune(target: Draft, stored: Stored, aim: float, given: Sequence[Tensor] | No
     some = [query for query, chosen in zip(drawn, calibrates, strict=True) if chosen and len(query)]
     target.arrays(OFFSETS, {"offsets": mean_errors(coded, some, exact._products)})
     others = [query for query, chosen in zip(drawn, calibrates, strict=True) if not chosen]
+    source = "made from documents" if given is None else "given"
     test = asked(exact._search, others, rows[~calibrates], source, len(exact))
     fast = MultiVectorIndex(target.stored(manifest), "cpu")
     for scored in _LADDER:
@@ -224,6 +216,23 @@ def tune(target: Draft, stored: Stored, aim: float, given: Sequence[Tensor] | No
         target.drop(OFFSETS)
         return manifest
     return replace(manifest, recall=test.says(value, aim), parameters=manifest.parameters | {"scored": scored})
+
+
+def _draw_of(given: Sequence[Tensor], seed: int) -> tuple[NDArray[np.int64], list[Tensor]]:
+    """Some of the given queries; they were made from no document."""
+    places = draw(len(given), _SAMPLE, seed)
+    return no_rows(places), [given[place] for place in places]
+
+
+def _stand_ins(exact: MultiVectorIndex, seed: int) -> tuple[NDArray[np.int64], list[Tensor]]:
+    """Queries made from drawn documents, and their rows; every second one, in no order, is filled up."""
+    rows, generator = draw(len(exact), _SAMPLE, seed), np.random.default_rng(seed)
+    padding = _PADDED * (generator.permutation(len(rows)) % 2)
+    made = [
+        _like_query(exact.document(int(row)), exact.metric, generator, int(more))
+        for row, more in zip(rows, padding, strict=True)
+    ]
+    return rows, made
 
 
 def _like_query(document: Tensor, metric: Metric, generator: np.random.Generator, padding: int = 0) -> Tensor:
