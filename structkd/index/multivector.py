@@ -203,6 +203,8 @@ def tune(target: Draft, manifest: IndexManifest, aim: float, given: Sequence[Ten
     target.arrays(OFFSETS, {"offsets": mean_errors(coded, some, exact._products)})
     others = [query for query, chosen in zip(drawn, calibrates, strict=True) if not chosen]
     source = "made from documents" if given is None else "given"
+    if given is None:
+        note("index: recall is measured with stand-ins made from documents; real queries (--queries) say what it is")
     test = asked(exact._search, others, rows[~calibrates], source, len(exact))
     fast = MultiVectorIndex(target.stored(manifest), "cpu")
     for scored in _LADDER:

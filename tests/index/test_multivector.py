@@ -130,11 +130,18 @@ def test_the_fast_engine_reaches_its_recall_and_scores_exactly(
     assert index.verify(tmp_path).ok
 
 
-def test_the_fast_engine_is_measured_with_given_queries(clustered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fast_engine_is_measured_with_given_queries(
+    clustered: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(kinds, "FAST_FROM", 1000)
     documents, queries = clustered
+    index.build_multi(documents, recall=0.9)
+    assert (
+        "recall is measured with stand-ins made from documents; real queries (--queries) say" in capsys.readouterr().err
+    )
     truth = index.build_multi(documents).search(queries, 10)
     fast = index.build_multi(documents, recall=0.9, queries=queries)
+    assert "stand-ins" not in capsys.readouterr().err
     found = fast.search(queries, 10)
     shares = [len(set(a) & set(b)) / 10 for a, b in zip(found.rows.tolist(), truth.rows.tolist(), strict=True)]
     measured = [share for place, share in enumerate(shares) if place % 3]  # every third calibrated the estimates
