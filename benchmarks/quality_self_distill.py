@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from origin import commit, machine
-from starts import saved, with_settings
+from starts import start, with_settings
 
 from structkd.files import read_json, write_json
 from structkd.ids import Pairs
@@ -73,13 +73,6 @@ def measured(scorer: Scorer, sets: dict[str, GoldPairs]) -> dict[str, float]:
 def whitened(init: str, whitening: Path) -> WhitenedScorer:
     """A starting model with the whitening that its labels had."""
     return WhitenedScorer(SentenceScorer(init), Whitening.load(whitening))
-
-
-def start(init: str, work: Path, layers: str) -> str:
-    """A starting model's folder."""
-    if layers == "all":
-        return init
-    return saved(init, work / f"start-{layers.replace(',', '')}", [int(layer) for layer in layers.split(",")])
 
 
 def main() -> None:

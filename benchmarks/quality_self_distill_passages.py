@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from origin import commit, machine
-from starts import dl19, saved, with_settings
+from starts import dl19, start, with_settings
 
 from structkd.files import write_json
 from structkd.ranking.bi_encoder import BiScorer
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--strong", action="store_true", help="start from the whole model")
     options = parser.parse_args()
     work, data, rows = Path(options.work), Path(options.data), []
-    init = options.init if options.strong else saved(options.init, work / "start-135", (1, 3, 5))
+    init = start(options.init, work, "all" if options.strong else "1,3,5")
     config = with_settings(replace(BASE, cycles=options.cycles), options.set)
     bi = partial(BiScorer, query_length=config.max_length, document_length=config.max_length)
     for name in options.collections:

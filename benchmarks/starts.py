@@ -31,6 +31,13 @@ def saved(init: str, folder: Path, layers: Iterable[int] = TWO) -> str:
     return str(folder)
 
 
+def start(init: str, work: Path, layers: str) -> str:
+    """The folder of the model with these layers (`1,3,5`), or of the whole model (`all`)."""
+    if layers == "all":
+        return init
+    return saved(init, work / f"start-{layers.replace(',', '')}", [int(layer) for layer in layers.split(",")])
+
+
 def with_settings(config: SelfDistillConfig, settings: Iterable[str]) -> SelfDistillConfig:
     """The config with `name=value` settings, each of the type that its own value has."""
     values = dict(setting.split("=", 1) for setting in settings)

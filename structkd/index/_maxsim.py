@@ -1,4 +1,4 @@
-"""Late interaction over coded vectors: a fused kernel and its torch twin.
+"""Late interaction over coded vectors: a fused kernel; its torch twin stands in `structkd.index.candidates`.
 
 A vector's code names one centroid of each of two codebooks, their sum stands for it. Its products with a query are then
 two rows of a table that is made once per query, and a document's MaxSim needs no vector at all.
@@ -8,10 +8,6 @@ from typing import no_type_check
 
 import numba
 import numpy as np
-import torch
-from torch import Tensor
-
-_VECTORS = 1 << 18  # coded vectors per step of the twin
 
 
 @numba.njit(parallel=True, nogil=True, cache=True, fastmath=True)
@@ -39,23 +35,3 @@ def coded_maxsim(codes, starts, table, out):
         for j in range(width):
             total += best[j]
         out[document] = total
-
-
-def coded_maxsim_of(codes: Tensor, starts: Tensor, table: Tensor) -> Tensor:
-    """The same on any device: float32 [documents].
-
-    Args:
-        codes: int16 [vectors, 2], on the host.
-        starts: int64 [documents + 1], on the host.
-        table: float32 [2, centroids, query vectors], on the device.
-    """
-    parts, first, last = [], 0, len(starts) - 1
-    while first < last:
-        end = int(torch.searchsorted(starts, starts[first] + _VECTORS, right=True)) - 1
-        end = min(max(end, first + 1), last)
-        block = codes[starts[first] : starts[end]].to(table.device, torch.int64)
-        products = table[0, block[:, 0]] + table[1, block[:, 1]]
-        lengths = starts[first : end + 1].diff().to(table.device)
-        parts.append(torch.segment_reduce(products, "max", lengths=lengths).sum(dim=1))
-        first = end
-    return torch.cat(parts)

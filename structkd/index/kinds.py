@@ -281,17 +281,9 @@ def open_text(folder: str | Path) -> LexicalIndex:
     return cast(LexicalIndex, index)
 
 
-def _open_flat(stored: Stored, device: str) -> VectorIndex:
-    return FlatIndex(stored, device)
-
-
 def _open_ann(stored: Stored, device: str) -> VectorIndex:
     index: VectorIndex = _opener(stored.manifest.kind).FaissIndex(stored, device)
     return index
-
-
-def _open_multi(stored: Stored, device: str) -> MultiVectorIndex:
-    return MultiVectorIndex(stored, device)
 
 
 def _open_bm25(stored: Stored, device: str) -> LexicalIndex:
@@ -310,12 +302,12 @@ def _open_milvus(stored: Stored, device: str) -> VectorIndex:
 
 
 INDEXES: Mapping[str, Callable[[Stored, str], VectorIndex | LexicalIndex | MultiVectorIndex]] = {
-    "flat": _open_flat,
+    "flat": FlatIndex,
     "faiss-flat": _open_ann,
     "ivf-sq8": _open_ann,
     "ivf-pq": _open_ann,
     "hnsw": _open_ann,
-    "multi-vector": _open_multi,
+    "multi-vector": MultiVectorIndex,
     "bm25": _open_bm25,
     "lucene": _open_lucene,
     "milvus": _open_milvus,

@@ -4,7 +4,7 @@ Exact by blocked matrix products over everything; or, for larger collections, fa
 which documents are scored exactly. Scores and order of what is found are the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structkd.errors import DataError
-from structkd.index.candidates import CODES, OFFSETS, Coded, mean_errors
+from structkd.index.candidates import CODES, OFFSETS, Coded, document_ranges, mean_errors
 from structkd.index.draft import Draft
 from structkd.index.manifest import IndexManifest
 from structkd.index.opened import OpenedIndex
@@ -121,7 +121,7 @@ class MultiVectorIndex(OpenedIndex):
         stacked = torch.cat([query.to(self.device) for query in group])
         owner = torch.repeat_interleave(torch.tensor([len(query) for query in group])).to(self.device)
         out = torch.zeros(len(group), len(self))
-        for first, last in self._blocks():
+        for first, last in document_ranges(self._starts, _TOKENS[self.device.type]):
             block = self._stored.vectors[self._starts[first] : self._starts[last]].to(self.device)
             lengths = torch.from_numpy(np.diff(self._starts[first : last + 1])).to(self.device)
             largest = torch.segment_reduce(torch.mm(block, stacked.T), "max", lengths=lengths)
@@ -130,15 +130,6 @@ class MultiVectorIndex(OpenedIndex):
             )
             out[:, first:last] = sums.cpu()
         return out
-
-    def _blocks(self) -> Iterator[tuple[int, int]]:
-        """Ranges of documents with a bounded number of vectors."""
-        first, size = 0, _TOKENS[self.device.type]
-        while first < len(self):
-            last = int(np.searchsorted(self._starts, self._starts[first] + size, side="right")) - 1
-            last = min(max(last, first + 1), len(self))
-            yield first, last
-            first = last
 
     def _best(
         self, query: Tensor, documents: Tensor, found: Tensor, k: int

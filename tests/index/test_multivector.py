@@ -9,7 +9,7 @@ import torch
 
 from structkd import index
 from structkd.errors import DataError, UsageError
-from structkd.index import _maxsim, kinds, multivector
+from structkd.index import _maxsim, candidates, kinds, multivector
 from structkd.index.candidates import Coded, mean_errors
 from structkd.index.codebooks import two_codebooks
 
@@ -222,12 +222,12 @@ def test_estimates_are_maxsim_over_sums_of_two_centroids_and_the_offset() -> Non
 
 @pytest.mark.parametrize("block", [1, 5, 1 << 18])
 def test_the_torch_twin_equals_the_kernel(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_maxsim, "_VECTORS", block)
+    monkeypatch.setattr(candidates, "_VECTORS", block)
     coded, query = coded_example(7)
     table = torch.matmul(coded.codebooks, query.T)
     kernel = torch.empty(4)
     _maxsim.coded_maxsim(coded.codes.numpy(), coded.starts.numpy(), table.numpy(), kernel.numpy())
-    assert torch.allclose(_maxsim.coded_maxsim_of(coded.codes, coded.starts, table), kernel, atol=1e-5)
+    assert torch.allclose(candidates.coded_maxsim_of(coded.codes, coded.starts, table), kernel, atol=1e-5)
 
 
 def test_errors_that_queries_share_are_taken_off() -> None:
