@@ -7,7 +7,7 @@ reading no more of a text than the students do (T1-64), and T1 with BM25 (T2). C
 queries, 16 candidates each, texts cut to 64 tokens, a fixed number of epochs with nothing chosen on the way.
 One JSON per part in results/; finished cells are kept in DIR and read back.
 
-Parts that begin with gpu are larger (400 training queries, 32 candidates, texts of 128 tokens, 4 passes, up to 300 test
+Parts that begin with large train longer (400 training queries, 32 candidates, texts of 128 tokens, 4 passes, up to 300 test
 queries, every student at its own default rate, search of the whole collection beside re-ranking) and want a device.
 """
 
@@ -65,9 +65,9 @@ for _name, _collection in {
     "cisi": "cisi",
     "wikiqa": "wikiqa-dev,wikiqa-train",
 }.items():
-    PARTS[f"gpu-{_name}"] = {**_LARGE, "collections": (_collection,), "seeds": (0, 1, 2)}
-    PARTS[f"gpu-{_name}-t2"] = {**PARTS[f"gpu-{_name}"], "teachers": ("T2",)}
-    PARTS[f"gpu-{_name}-students"] = {**PARTS[f"gpu-{_name}"], "students": _OTHERS, "seeds": (0,)}
+    PARTS[f"large-{_name}"] = {**_LARGE, "collections": (_collection,), "seeds": (0, 1, 2)}
+    PARTS[f"large-{_name}-t2"] = {**PARTS[f"large-{_name}"], "teachers": ("T2",)}
+    PARTS[f"large-{_name}-students"] = {**PARTS[f"large-{_name}"], "students": _OTHERS, "seeds": (0,)}
 
 
 def short_sighted(init: str, folder: Path, length: int) -> str:
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "init", "work"):
         parser.add_argument(f"--{name}", required=True)
-    small = [name for name in PARTS if not name.startswith("gpu")]
+    small = [name for name in PARTS if not name.startswith("large")]
     parser.add_argument("--parts", nargs="+", default=small, choices=list(PARTS))
     parser.add_argument("--transform", default="standardise", choices=["standardise", "auto"])
     parser.add_argument("--seeds", type=int, help="the first so many of each part's seeds")
