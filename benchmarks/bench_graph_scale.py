@@ -29,10 +29,10 @@ import torch
 from origin import RESULTS, commit, machine, peak_bytes
 
 from structkd import graph
-from structkd.graph.data import clean_edges
+from structkd.graph.data.task import clean_edges
 from structkd.graph.distillation import predict
 from structkd.graph.evaluate import report
-from structkd.graph.minibatch import streamed_targets
+from structkd.graph.methods.minibatch import streamed_targets
 from structkd.graph.storage import load_student, load_teacher, save_student, save_teacher
 
 CLASSES, FEATURES, EDGES_PER_NODE, HOMOPHILY, SIGNAL = 47, 100, 62 / 2.4, 0.5, 0.3

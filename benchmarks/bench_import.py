@@ -54,7 +54,7 @@ def write_tsv(path: Path, format: str, pairs: int) -> None:
 
 
 def run_parse(path: Path, format: str) -> int:
-    from structkd.scores import formats
+    from structkd.scores.formats import registry as formats
 
     _, blocks = formats.stream(path, format)
     return sum(len(block) for block in blocks)
@@ -126,7 +126,9 @@ def main() -> None:
             limit = int(given.limit_gb * 2**30)
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         __import__(
-            {"parse": "structkd.scores.formats", "import": "structkd.scores.importing"}.get(given.step, given.step)
+            {"parse": "structkd.scores.formats.registry", "import": "structkd.scores.importing"}.get(
+                given.step, given.step
+            )
         )
         print(json.dumps(step(given.step, given.path, given.formats)))
         return
@@ -174,7 +176,7 @@ def main() -> None:
 def _exported(base: Path, path: Path, format: str) -> None:
     """The run in another format."""
     from structkd import scores
-    from structkd.scores import formats
+    from structkd.scores.formats import registry as formats
 
     store = base.with_name("whole")
     if not store.exists():

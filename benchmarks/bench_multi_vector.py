@@ -22,8 +22,8 @@ from origin import commit, machine
 
 from structkd import index
 from structkd.files import atomic_path, write_json
-from structkd.ranking.data import Collection, load
-from structkd.ranking.students import student
+from structkd.ranking.data.collection import Collection, load
+from structkd.ranking.models.students import student
 from structkd.runs import versions
 
 RESULT = Path(__file__).parent / "results" / "index-multi-vector.json"

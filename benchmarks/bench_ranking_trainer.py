@@ -45,11 +45,11 @@ from torch.nn.functional import cross_entropy
 from structkd.files import read_json, write_json
 from structkd.ids import Pairs
 from structkd.objectives import margin_mse
-from structkd.ranking.data import Collection, load
-from structkd.ranking.encoders import BiScorer
-from structkd.ranking.evaluate import EvaluationResult, compare, evaluate_model
-from structkd.ranking.negatives import bm25_candidates
-from structkd.ranking.train import Batch, FitConfig, Lists, fit, lists_of, scored_grid
+from structkd.ranking.data.collection import Collection, load
+from structkd.ranking.data.negatives import bm25_candidates
+from structkd.ranking.evaluation.measures import EvaluationResult, compare, evaluate_model
+from structkd.ranking.models.encoders import BiScorer
+from structkd.ranking.training.train import Batch, FitConfig, Lists, fit, lists_of, scored_grid
 from structkd.runs import versions
 from structkd.trec import read_run
 

@@ -35,9 +35,9 @@ from origin import commit, machine, peak_bytes
 
 from structkd import scores
 from structkd.scores import NodeScores, PairScores, TeacherSpec
-from structkd.scores._lookup import find_numba, find_numpy
-from structkd.scores.compaction import compact
-from structkd.scores.log import PairLog
+from structkd.scores.compaction.compact import compact
+from structkd.scores.layout._lookup import find_numba, find_numpy
+from structkd.scores.layout.log import PairLog
 
 LIST, DOCUMENTS, UNIT, BATCH, BLOCK = 100, 220_000, 20_000, 4096, 1_000_000
 GROUP, ROUNDS = 4, 200  # batches in a burst of a millisecond or two: shorter than a turn of the scheduler
@@ -254,7 +254,7 @@ def _mapped(pid: int, folder: Path, field: str = "rss") -> dict[str, float]:
 
 def nodes(folder: Path, pairs: int) -> dict[str, Any]:
     """Rows of 2.5 million nodes x 47 classes against the bound: random cache lines a second / lines a row."""
-    from structkd.scores.snapshot import map_rows, write_rows
+    from structkd.scores.layout.snapshot import map_rows, write_rows
 
     out = {}
     line = np.arange(1 << 26, dtype=np.int64)

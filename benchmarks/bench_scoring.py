@@ -23,9 +23,9 @@ import torch
 from origin import commit, machine
 
 from structkd.ids import Pairs
-from structkd.ranking import datasets
-from structkd.ranking.cross_encoder import CrossScorer
-from structkd.ranking.negatives import bm25_candidates
+from structkd.ranking.data import datasets
+from structkd.ranking.data.negatives import bm25_candidates
+from structkd.ranking.models.cross_encoder import CrossScorer
 from structkd.scores.compare import kendall_tau
 
 

@@ -23,12 +23,12 @@ from starts import saved
 
 from structkd.files import write_json
 from structkd.ids import Pairs
-from structkd.ranking.bi_encoder import BiScorer
-from structkd.ranking.data import Collection, load
+from structkd.ranking.data.collection import Collection, load
+from structkd.ranking.data.negatives import MineConfig, Mined, bm25_candidates, mine
 from structkd.ranking.distillation import DistillConfig, distill
-from structkd.ranking.evaluate import evaluate_run, paired, retrieve
-from structkd.ranking.negatives import MineConfig, Mined, bm25_candidates, mine
-from structkd.ranking.static import StaticScorer
+from structkd.ranking.evaluation.measures import evaluate_run, paired, retrieve
+from structkd.ranking.models.bi_encoder import BiScorer
+from structkd.ranking.models.static import StaticScorer
 from structkd.runs import versions
 from structkd.scores import TeacherSpec, write_pairs
 from structkd.scores.cache import StoredScorer

@@ -89,10 +89,10 @@ GRAPHS: dict[str, dict[str, Piece]] = {
 def graph_half(options: argparse.Namespace) -> None:
     """Every piece on every graph; a seed's teachers are trained once."""
     from structkd import graph
-    from structkd.graph.embeddings import embed_nodes
-    from structkd.graph.fusing import fuse
-    from structkd.graph.policies import Policies
+    from structkd.graph.models.embeddings import embed_nodes
+    from structkd.graph.policies.flags import Policies
     from structkd.graph.storage import load_teacher, save_teacher
+    from structkd.graph.targets.fusing import fuse
 
     config = graph.DistillConfig(hidden=64, layers=2, epochs=200, patience=50)
     for dataset in options.only or GRAPHS:

@@ -88,10 +88,10 @@ _CONFIG = {
 def run_of(options: Any, dataset: str) -> Callable[[int], Callable[[Piece], dict[str, Any]]]:
     """Seed -> (piece -> its measured values), on one collection."""
     from structkd.ranking.distillation import DistillConfig, distill
-    from structkd.ranking.evaluate import evaluate_run, rerank
-    from structkd.ranking.policies import Policies
-    from structkd.ranking.sources import EnsembleScorer
-    from structkd.ranking.static import StaticScorer
+    from structkd.ranking.evaluation.measures import evaluate_run, rerank
+    from structkd.ranking.models.static import StaticScorer
+    from structkd.ranking.teachers.sources import EnsembleScorer
+    from structkd.ranking.training.policies import Policies
 
     name = dataset.removesuffix(BI)
     test, train, first_stage, lists, own, order = _parts(options, name)
@@ -129,9 +129,9 @@ def run_of(options: Any, dataset: str) -> Callable[[int], Callable[[Piece], dict
 
 def _parts(options: Any, dataset: str) -> tuple[Any, ...]:
     """Test and training collections, first stage, training lists, the teacher, and the teacher as an order."""
-    from structkd.ranking.datasets import load
-    from structkd.ranking.negatives import bm25_candidates
-    from structkd.ranking.sources import Bm25Scorer, RunScorer
+    from structkd.ranking.data.datasets import load
+    from structkd.ranking.data.negatives import bm25_candidates
+    from structkd.ranking.teachers.sources import Bm25Scorer, RunScorer
     from structkd.trec import read_run, write_run
 
     folder, kept = Path(options.data) / "ranking", Path(options.work) / f"{dataset}-order.tsv"

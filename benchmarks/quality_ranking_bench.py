@@ -7,8 +7,9 @@ reading no more of a text than the students do (T1-64), and T1 with BM25 (T2). C
 queries, 16 candidates each, texts cut to 64 tokens, a fixed number of epochs with nothing chosen on the way.
 One JSON per part in results/; finished cells are kept in DIR and read back.
 
-Parts that begin with large train longer (400 training queries, 32 candidates, texts of 128 tokens, 4 passes, up to 300 test
-queries, every student at its own default rate, search of the whole collection beside re-ranking) and want a device.
+Parts that begin with large train longer (400 training queries, 32 candidates, texts of 128 tokens, 4 passes, up to 300
+test queries, every student at its own default rate, search of the whole collection beside re-ranking); a cell of short
+or few texts takes minutes of one core, others want a device.
 """
 
 import argparse

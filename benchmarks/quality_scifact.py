@@ -16,13 +16,13 @@ from starts import saved
 
 from structkd import index
 from structkd.files import write_json
-from structkd.ranking.data import Collection, load
+from structkd.ranking.data.collection import Collection, load
+from structkd.ranking.data.negatives import bm25_candidates
 from structkd.ranking.distillation import DistillConfig, distill
-from structkd.ranking.encoders import BiScorer, CrossScorer, open_scorer
-from structkd.ranking.evaluate import evaluate_run, rerank
-from structkd.ranking.negatives import bm25_candidates
-from structkd.ranking.sources import EnsembleScorer
-from structkd.ranking.teacher import TeacherConfig, teach
+from structkd.ranking.evaluation.measures import evaluate_run, rerank
+from structkd.ranking.models.encoders import BiScorer, CrossScorer, open_scorer
+from structkd.ranking.teachers.sources import EnsembleScorer
+from structkd.ranking.teachers.teacher import TeacherConfig, teach
 from structkd.runs import versions
 from structkd.scores import CachedScorer
 from structkd.scores.cache import Scorer

@@ -25,12 +25,12 @@ from starts import start, with_settings
 
 from structkd.files import read_json, write_json
 from structkd.ids import Pairs
-from structkd.ranking.cross_encoder import CrossScorer
-from structkd.ranking.isotropy import WhitenedScorer, Whitening
-from structkd.ranking.pair_pool import GoldPairs, gold_of_file, pool_of_file
-from structkd.ranking.pseudo_labels import SentenceScorer, logit_targets, orders
-from structkd.ranking.selection import spearman
-from structkd.ranking.self_distill import SelfDistillConfig, self_distill
+from structkd.ranking.data.pair_pool import GoldPairs, gold_of_file, pool_of_file
+from structkd.ranking.evaluation.selection import spearman
+from structkd.ranking.models.cross_encoder import CrossScorer
+from structkd.ranking.self_distillation.cycles import SelfDistillConfig, self_distill
+from structkd.ranking.self_distillation.isotropy import WhitenedScorer, Whitening
+from structkd.ranking.self_distillation.pseudo_labels import SentenceScorer, logit_targets, orders
 from structkd.runs import plain, versions
 from structkd.scores.cache import Scorer
 

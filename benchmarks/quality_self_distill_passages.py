@@ -21,14 +21,14 @@ from origin import commit, machine
 from starts import dl19, start, with_settings
 
 from structkd.files import write_json
-from structkd.ranking.bi_encoder import BiScorer
-from structkd.ranking.cross_encoder import CrossScorer
-from structkd.ranking.data import Collection
-from structkd.ranking.datasets import load
-from structkd.ranking.evaluate import EvaluationResult, compare, evaluate_run, rerank, retrieve
-from structkd.ranking.negatives import bm25_candidates
-from structkd.ranking.pair_pool import pool_of_collection
-from structkd.ranking.self_distill import SelfDistillConfig, self_distill
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.data.datasets import load
+from structkd.ranking.data.negatives import bm25_candidates
+from structkd.ranking.data.pair_pool import pool_of_collection
+from structkd.ranking.evaluation.measures import EvaluationResult, compare, evaluate_run, rerank, retrieve
+from structkd.ranking.models.bi_encoder import BiScorer
+from structkd.ranking.models.cross_encoder import CrossScorer
+from structkd.ranking.self_distillation.cycles import SelfDistillConfig, self_distill
 from structkd.runs import plain, versions
 from structkd.trec import Run, read_run
 

@@ -21,21 +21,20 @@ from quality_ranking_bench import short_sighted
 from starts import dl19, saved
 
 from structkd.files import read_json, write_json
-from structkd.ranking import datasets, student
+from structkd.ranking import student
+from structkd.ranking.data import datasets
 from structkd.ranking.distillation import DistillConfig, distill
-from structkd.ranking.evaluate import evaluate_run, paired, rerank
-from structkd.ranking.sources import EnsembleScorer, RunScorer
-from structkd.ranking.students import load_student
+from structkd.ranking.evaluation.measures import evaluate_run, paired, rerank
+from structkd.ranking.models.students import load_student
+from structkd.ranking.teachers.sources import EnsembleScorer, RunScorer
 from structkd.runs import versions
 from structkd.scores.cache import CachedScorer, Scorer
 from structkd.trec import Run
 
 SPLADE = "runs/splade_p_p_ensemble_distil.tsv"
 MEASURE = "nDCG@10"
-QUERIES, CANDIDATES, DEPTH, LENGTH = 32, 16, 30, 64
-LOOP = DistillConfig(
-    epochs=2, batch_lists=4, learning_rate=2e-4, target_transform="standardise", held_out=0.0, validate_on="none"
-)
+QUERIES, CANDIDATES, DEPTH, LENGTH = 76, 48, 30, 64  # all of DL'22
+LOOP = DistillConfig(epochs=4, batch_lists=8, target_transform="standardise", held_out=0.0, validate_on="none")
 Values = dict[str, float]
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from sentence_transformers import SentenceTransformer
 
-from structkd.ranking.data import Collection, read_qrels
-from structkd.ranking.datasets import load
-from structkd.ranking.self_distill import SelfDistillConfig
+from structkd.ranking.data.collection import Collection, read_qrels
+from structkd.ranking.data.datasets import load
+from structkd.ranking.self_distillation.cycles import SelfDistillConfig
 
 TWO = (2, 5)
 "The third and the last layer of six."

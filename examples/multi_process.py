@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from structkd import ranking
-from structkd.ranking.sources import open_teacher
-from structkd.ranking.train import main_process
+from structkd.ranking.teachers.sources import open_teacher
+from structkd.ranking.training.train import main_process
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from structkd import index, ranking, scores
-from structkd.ranking.sources import open_teacher
+from structkd.ranking.teachers.sources import open_teacher
 
 
 def main() -> None:

@@ -14,11 +14,13 @@ import torch
 
 from structkd import graph, report
 from structkd.progress import note
-from structkd.ranking import datasets, encoders, sources
-from structkd.ranking.data import Collection
+from structkd.ranking.data import datasets
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.data.negatives import bm25_candidates
 from structkd.ranking.distillation import DistillConfig, distill
-from structkd.ranking.evaluate import EvaluationResult, evaluate_model, evaluate_run
-from structkd.ranking.negatives import bm25_candidates
+from structkd.ranking.evaluation.measures import EvaluationResult, evaluate_model, evaluate_run
+from structkd.ranking.models import encoders
+from structkd.ranking.teachers import sources
 from structkd.runs import Figure, Run, Series
 from structkd.scores import CachedScorer
 

@@ -18,13 +18,16 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
 
+import structkd
 from structkd.errors import DataError, UsageError
 from structkd.files import read_json, write_json, write_text
+from structkd.ids import fingerprint_json
 
 _PACKAGES = ("structkd", "torch", "torch_geometric", "numpy", "scipy", "numba", "sentence-transformers", "transformers")
 
@@ -177,6 +180,13 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def source_version(folder: Path) -> str:
+    """Version of what computes: the release and all sources of a package, so that an edited method starts afresh."""
+    sources = [path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py"))]
+    return fingerprint_json([structkd.__version__, sources])
 
 
 def plain(value: Any) -> Any:

@@ -116,8 +116,8 @@ def small_collection(folder: Path) -> Path:
 @pytest.mark.parametrize("kind", ["dot", "colbert", "prett", "cat", "tk", "static"])
 def test_every_student_learns_on_the_device(tmp_path: Path, minilm: str, kind: str, precision: str) -> None:
     from structkd import ranking
-    from structkd.ranking.negatives import bm25_candidates
-    from structkd.ranking.sources import Bm25Scorer
+    from structkd.ranking.data.negatives import bm25_candidates
+    from structkd.ranking.teachers.sources import Bm25Scorer
 
     collection = ranking.load(str(small_collection(tmp_path / "c")))
     init = None if kind in ("tk", "static") else minilm
@@ -133,7 +133,7 @@ def test_every_student_learns_on_the_device(tmp_path: Path, minilm: str, kind: s
 
 
 def test_scores_on_the_device_equal_the_host(tmp_path: Path, minilm: str) -> None:
-    from structkd.ranking.cross_encoder import CrossScorer
+    from structkd.ranking.models.cross_encoder import CrossScorer
 
     words = [f"word{i}" for i in range(50)]
     rng = np.random.default_rng(0)

@@ -9,22 +9,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "structkd"
 
-# top-level units, bottom to top; a unit imports only units of a lower layer ("apart": same layer, never each other)
-LAYERS = [
-    {"errors", "text"},
-    {"files", "ids", "progress"},
-    {"packed"},
-    {"ordering"},
-    {"trec", "runs"},
-    {"objectives", "scores", "index", "report", "acquisition"},
-    {"policies"},
-    {"graph", "ranking"},
-    {"quickstart"},
-    {"cli"},
-]
-
-# inside a subpackage, left to right; modules in one group do not import each other
-INSIDE = {
+# Every folder's entries, bottom to top. A module or folder imports entries of lower groups only; those of one
+# group stand apart and never import each other.
+ORDER = {
+    "": [
+        {"errors", "text"},
+        {"files", "ids", "progress"},
+        {"packed"},
+        {"ordering"},
+        {"trec", "runs"},
+        {"objectives", "scores", "index", "report", "acquisition"},
+        {"policies"},
+        {"graph", "ranking"},
+        {"quickstart"},
+        {"cli"},
+    ],
     # listwise reads the direction weights of balanced_kl from weights
     "objectives": [
         {"_masks"},
@@ -33,26 +32,34 @@ INSIDE = {
         {"dual_head", "fusion_ratio"},
     ],
     "scores": [
-        {"manifest", "document_rows", "_opcodes", "sealed", "topk"},
-        {"card", "_lookup"},
-        {"id_table", "parts", "part_list", "remote"},  # a mirror checks the manifest
-        {"snapshot"},
-        {"shards", "log", "statistics"},
-        {"merge"},
-        {"compact_pairs", "compact_rows"},
+        {"manifest"},
+        {"layout", "card", "remote"},  # a mirror checks the manifest
         {"compaction"},
         {"bundle"},  # the published layout, which open() reads too
         {"pairs", "nodes"},
         {"store"},
-        {"cache", "formats_base"},
-        {"produce", "delimited"},
-        {"formats_margins", "formats_runs"},
-        {"formats_json", "formats_pickle", "formats_tables"},
-        {"formats_nodes"},
+        {"cache"},
+        {"produce"},
         {"formats"},
         {"importing"},
         {"publish"},
         {"calibrate", "compare", "doctor", "provenance"},
+    ],
+    "scores/layout": [
+        {"document_rows", "sealed", "topk"},
+        {"_lookup"},
+        {"id_table", "parts", "part_list"},
+        {"snapshot"},
+        {"shards", "log"},
+    ],
+    "scores/compaction": [{"statistics", "merge"}, {"pairs", "rows"}, {"compact"}],
+    "scores/formats": [
+        {"_opcodes", "base"},
+        {"delimited"},
+        {"margins", "runs"},
+        {"json_lines", "pickles", "tables"},
+        {"node_files"},
+        {"registry"},
     ],
     "index": [
         {"_maxsim", "codebooks", "manifest", "names", "topk", "vectors", "fusion"},
@@ -66,53 +73,67 @@ INSIDE = {
     ],
     "report": [{"statistics", "compare"}, {"draw"}, {"page"}],
     "graph": [
-        {"_edges", "_layers", "_sample", "_transport", "_walks", "figures", "hetero", "published"},
-        {"sparse"},
-        {"published_students"},
-        {"data"},
-        {"config", "inputs", "splits", "spectral", "sampling"},
-        {"readers"},
-        {"datasets", "fusing", "link_task", "losses", "models", "positions"},
-        {"heads"},
-        {"evaluate", "students"},
-        {"sampled", "train"},
-        {"shares"},
-        {"committee"},
-        {"views"},
-        {"targets", "teacher"},
-        {"embeddings", "links"},
-        {"lesson", "link_bench", "stages"},
-        {"boosting", "dirichlet", "influence", "moments", "nosmog", "reliability"},
-        {"hardness"},  # reads the entropy of reliability
-        {"methods", "minibatch"},  # the table; families of methods stand between lesson and it
+        {"kernels", "figures", "published"},
+        {"data", "published_students"},
+        {"config", "evaluate", "losses", "spectral"},
+        {"models"},
+        {"targets"},
+        {"methods", "link_prediction"},
         {"policies"},
-        {"asked_nodes", "domains", "hidden_term", "label_ratios", "node_term"},
-        {"policy_lesson"},
         {"distillation"},
-        {"storage"},
-        {"calibration", "export", "latency", "spectrum"},
+        {"serving", "storage"},
+        {"spectrum"},
         {"shown"},  # what a comparison keeps for its report
         {"bench"},
     ],
+    "graph/kernels": [{"_edges", "_layers", "_sample", "_transport", "_walks"}],
+    "graph/data": [{"hetero", "sparse"}, {"task"}, {"inputs", "sampling", "splits"}, {"readers"}, {"datasets"}],
+    "graph/models": [
+        {"networks"},
+        {"heads"},
+        {"students"},
+        {"sampled", "train"},
+        {"teacher"},
+        {"embeddings", "stages"},
+    ],
+    "graph/targets": [{"fusing", "shares"}, {"committee"}, {"views"}, {"estimate"}],
+    "graph/methods": [
+        {"positions"},
+        {"lesson"},
+        {"boosting", "dirichlet", "influence", "moments", "nosmog", "reliability"},
+        {"hardness"},  # reads the entropy of reliability
+        {"table", "minibatch"},  # families of methods stand between lesson and the table
+    ],
+    "graph/policies": [{"flags"}, {"asked_nodes", "domains", "hidden_term", "label_ratios", "node_term"}, {"lesson"}],
+    "graph/link_prediction": [{"task"}, {"distillation"}, {"bench"}],
+    "graph/serving": [{"calibration", "export", "latency"}],
     "ranking": [
-        {"data", "token_store"},
-        {"check", "datasets", "in_batch", "losses", "maxsim", "tokens"},
-        {"scorer"},
-        {"card", "prett_model", "prett_store"},
+        {"data"},
+        {"models"},
+        {"card", "training"},
+        {"teachers"},
+        {"evaluation"},
+        {"distillation", "self_distillation"},
+        {"export"},
+        {"bench"},
+    ],
+    "ranking/data": [
+        {"collection", "token_store"},
+        {"check", "datasets", "tokens"},
+        {"answers", "budget", "negatives", "pair_pool"},
+    ],
+    "ranking/models": [
+        {"maxsim", "scorer"},
+        {"prett_model", "prett_store"},
         {"bi_encoder", "cross_encoder", "multi_vector", "prett", "tk"},
         {"dual", "static"},
         {"students"},
         {"encoders"},
-        {"answers", "budget", "negatives", "evaluate", "sources", "pair_pool"},
-        {"train", "pseudo_labels", "selection"},
-        {"isotropy"},
-        {"cases", "policies", "teacher", "teacher_ray", "topics"},
-        {"evaluation_run", "held_out", "live"},
-        {"distillation"},
-        {"self_distill"},
-        {"export", "frontier"},
-        {"bench"},
     ],
+    "ranking/training": [{"in_batch", "losses", "train"}, {"policies", "topics"}, {"live"}],
+    "ranking/teachers": [{"sources", "teacher", "teacher_ray"}],
+    "ranking/evaluation": [{"measures", "selection"}, {"cases", "frontier"}, {"held_out", "run_folder"}],
+    "ranking/self_distillation": [{"pseudo_labels"}, {"isotropy"}, {"cycles"}],
     "cli": [
         {"output"},
         {"graph_links"},  # commands that graph puts beside its own
@@ -141,35 +162,35 @@ FENCES = {
     "rich": {"progress.py", "cli/"},
     "pyarrow": {
         "packed.py",
-        "scores/sealed.py",
-        "scores/id_table.py",
-        "scores/parts.py",
-        "scores/log.py",
-        "scores/snapshot.py",
+        "scores/layout/sealed.py",
+        "scores/layout/id_table.py",
+        "scores/layout/parts.py",
+        "scores/layout/log.py",
+        "scores/layout/snapshot.py",
         "scores/bundle.py",
-        "scores/delimited.py",
+        "scores/formats/delimited.py",
         "scores/formats",
     },
     "safetensors": {
-        "scores/formats_nodes.py",
-        "scores/snapshot.py",
-        "scores/formats.py",
-        "scores/topk.py",
+        "scores/formats/node_files.py",
+        "scores/layout/snapshot.py",
+        "scores/formats/registry.py",
+        "scores/layout/topk.py",
         "index/draft.py",
         "index/storage.py",
         "runs.py",
-        "ranking/tk.py",
-        "ranking/prett.py",
+        "ranking/models/tk.py",
+        "ranking/models/prett.py",
     },
     "fsspec": {"scores/remote.py"},
     "numba": {
-        "scores/_lookup.py",
-        "scores/_opcodes.py",
-        "graph/_edges.py",
-        "graph/_layers.py",
-        "graph/_sample.py",
-        "graph/_transport.py",
-        "graph/_walks.py",
+        "scores/layout/_lookup.py",
+        "scores/formats/_opcodes.py",
+        "graph/kernels/_edges.py",
+        "graph/kernels/_layers.py",
+        "graph/kernels/_sample.py",
+        "graph/kernels/_transport.py",
+        "graph/kernels/_walks.py",
         "index/_maxsim.py",
     },
     "faiss": {"index/ann.py", "index/codebooks.py", "index/faiss_gpu.py"},
@@ -179,22 +200,27 @@ FENCES = {
     "jnius": {"index/lucene.py"},
     "jnius_config": {"index/lucene.py"},
     "pymilvus": {"index/milvus.py"},
-    "torch_geometric": {"graph/data.py", "graph/hetero.py", "graph/models.py", "graph/datasets.py"},
-    "scipy": {"graph/", "index/", "ranking/evaluate.py", "report/statistics.py"},  # t-tests and t-intervals
-    "sklearn": {"graph/datasets.py"},
-    "sentence_transformers": {
-        "ranking/bi_encoder.py",
-        "ranking/cross_encoder.py",
-        "ranking/dual.py",
-        "ranking/multi_vector.py",
-        "ranking/static.py",
+    "torch_geometric": {
+        "graph/data/task.py",
+        "graph/data/hetero.py",
+        "graph/models/networks.py",
+        "graph/data/datasets.py",
     },
-    "transformers": {"ranking/scorer.py", "ranking/prett.py", "ranking/tokens.py"},
-    "accelerate": {"ranking/train.py"},
-    "ir_measures": {"ranking/evaluate.py"},
-    "ray": {"ranking/teacher_ray.py"},
-    "onnx": {"graph/export.py"},
-    "onnxruntime": {"graph/export.py"},
+    "scipy": {"graph/", "index/", "ranking/evaluation/measures.py", "report/statistics.py"},  # t-tests and t-intervals
+    "sklearn": {"graph/data/datasets.py"},
+    "sentence_transformers": {
+        "ranking/models/bi_encoder.py",
+        "ranking/models/cross_encoder.py",
+        "ranking/models/dual.py",
+        "ranking/models/multi_vector.py",
+        "ranking/models/static.py",
+    },
+    "transformers": {"ranking/models/scorer.py", "ranking/models/prett.py", "ranking/data/tokens.py"},
+    "accelerate": {"ranking/training/train.py"},
+    "ir_measures": {"ranking/evaluation/measures.py"},
+    "ray": {"ranking/teachers/teacher_ray.py"},
+    "onnx": {"graph/serving/export.py"},
+    "onnxruntime": {"graph/serving/export.py"},
     "jinja2": {"report/page.py"},
     "matplotlib": {"report/draw.py"},
     "datasets": set(),
@@ -218,30 +244,33 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def places(folder: str) -> dict[str, int]:
+    """The height of each entry of a folder."""
+    return {entry: height for height, group in enumerate(ORDER[folder]) for entry in group}
+
+
 def violations(path: Path, names: set[str]) -> list[str]:
     """Every forbidden edge from one file (relative to the package) to the names it imports."""
     relative = path.relative_to(ROOT) if path.is_absolute() else path
-    unit = relative.parts[0].removesuffix(".py")
+    own = list(relative.with_suffix("").parts)
     out = []
     for name in sorted(names):
-        top, *rest = name.split(".")
+        top, *target = name.split(".")
         if top in FENCES and not any(str(relative).startswith(fence) for fence in FENCES[top]):
             out.append(f"{relative} imports {top}, which only {sorted(FENCES[top])} may")
-        if top != "structkd" or not rest or unit in ("__init__", "__main__"):
+        if top != "structkd" or own[0] in ("__init__", "__main__"):
             continue
-        target = rest[0]
-        layer_of = {u: i for i, layer in enumerate(LAYERS) for u in layer}
-        if target not in layer_of:
-            continue  # __version__
-        if target != unit and layer_of[target] >= layer_of[unit]:
-            out.append(f"{relative} imports structkd.{target}, which is not below {unit}")
-        if target == unit and len(rest) > 1 and unit in INSIDE and relative.name != "__init__.py":
-            inside = {m: i for i, group in enumerate(INSIDE[unit]) for m in group}
-            me, other = relative.stem, rest[1]
-            if other not in inside:
-                out.append(f"{relative} imports from the package root structkd.{unit}; name the module")
-            elif other != me and inside[other] >= inside[me]:
-                out.append(f"{relative} imports {other}, which is not left of {me}")
+        shared = next(i for i, part in enumerate([*own, None]) if target[i : i + 1] != [part])  # folders in common
+        folder, other = "/".join(own[:shared]), target[shared] if shared < len(target) else ""
+        if own[shared:] in ([], ["__init__"]) or folder not in ORDER:
+            continue  # a package's own face, or a name of the very module
+        heights = places(folder)
+        if other not in heights:
+            if folder:
+                package = "structkd." + folder.replace("/", ".")
+                out.append(f"{relative} imports from the package root {package}; name the module")
+        elif heights[other] >= heights[own[shared]]:
+            out.append(f"{relative} imports {'.'.join(['structkd', *target[: shared + 1]])}, not below {own[shared]}")
     return out
 
 
@@ -251,21 +280,25 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def test_every_module_has_its_place() -> None:
-    units = set().union(*LAYERS) | {"__init__", "__main__"}
     for path in modules():
-        relative = path.relative_to(ROOT)
-        assert relative.parts[0].removesuffix(".py") in units, f"{relative} stands in no layer"
-        if len(relative.parts) > 1 and relative.stem != "__init__":
-            assert relative.stem in set().union(*INSIDE[relative.parts[0]]), f"{relative} has no place in its folder"
+        *folders, name = path.relative_to(ROOT).with_suffix("").parts
+        entries = [*folders, *({name} - {"__init__", "__main__"})]
+        for depth, entry in enumerate(entries):
+            assert entry in places("/".join(entries[:depth])), f"{path.relative_to(ROOT)}: {entry} has no place"
+    for folder in ORDER:
+        for entry in places(folder):
+            assert (ROOT / folder / entry).is_dir() or (ROOT / folder / f"{entry}.py").is_file(), f"{folder}: {entry}?"
 
 
 @pytest.mark.parametrize(
     ("path", "name", "message"),
     [
-        ("graph/train.py", "structkd.ranking.data", "not below graph"),
-        ("scores/log.py", "structkd.index.base", "not below scores"),
-        ("scores/manifest.py", "structkd.scores.cache.Scorer", "not left of manifest"),
-        ("graph/train.py", "structkd.graph.distillation", "not left of train"),
+        ("graph/models/train.py", "structkd.ranking.data.collection", "not below graph"),
+        ("scores/layout/log.py", "structkd.index.base", "not below scores"),
+        ("scores/manifest.py", "structkd.scores.cache.Scorer", "not below manifest"),
+        ("graph/models/train.py", "structkd.graph.distillation", "not below models"),
+        ("graph/models/train.py", "structkd.graph.models.teacher.Teacher", "not below train"),
+        ("graph/models/train.py", "structkd.graph.models", "name the module"),
         ("ranking/distillation.py", "faiss", "only ['index/ann.py', 'index/codebooks.py', 'index/faiss_gpu.py'] may"),
         ("objectives/pairwise.py", "structkd.objectives.margin_mse", "name the module"),
     ],

@@ -12,9 +12,9 @@ from cyclopts import App
 from structkd import graph
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import StructKDError, UsageError
-from structkd.graph.readers import write_csr_npz
-from structkd.ranking import datasets
-from structkd.ranking.check import check_folder
+from structkd.graph.data.readers import write_csr_npz
+from structkd.ranking.data import datasets
+from structkd.ranking.data.check import check_folder
 
 app = App(name="data", help="Built-in datasets: list, make, check.")
 

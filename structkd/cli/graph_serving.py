@@ -11,11 +11,11 @@ from structkd import graph
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
 from structkd.files import write_text
-from structkd.graph.calibration import best_temperature, calibration_error, fallback
-from structkd.graph.data import rows_of
+from structkd.graph.data.task import rows_of
 from structkd.graph.distillation import predict
-from structkd.graph.export import export as export_student
-from structkd.graph.sampled import parsed_fan_outs
+from structkd.graph.models.sampled import parsed_fan_outs
+from structkd.graph.serving.calibration import best_temperature, calibration_error, fallback
+from structkd.graph.serving.export import export as export_student
 from structkd.graph.storage import load_student_and_inputs, load_teacher
 from structkd.report import finish
 from structkd.runs import Run

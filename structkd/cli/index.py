@@ -19,7 +19,7 @@ from structkd.index.neighbours import write_graph, write_labelled_graph
 from structkd.index.storage import open_stored
 from structkd.index.vectors import check_k
 from structkd.progress import note
-from structkd.ranking.datasets import load
+from structkd.ranking.data.datasets import load
 from structkd.trec import Run, read_lines, read_run, write_run
 
 app = App(name="index", help="Vector and text indexes: build, search, fuse runs, neighbour graphs, checks.")

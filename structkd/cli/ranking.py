@@ -11,16 +11,16 @@ from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
 from structkd.ids import Texts
 from structkd.progress import note
-from structkd.ranking import datasets
-from structkd.ranking.data import Collection
+from structkd.ranking.data import datasets
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.data.negatives import MineConfig, bm25_candidates, mine
 from structkd.ranking.distillation import DistillConfig, distill
-from structkd.ranking.live import NO_LIVE, LiveConfig, cached_live
-from structkd.ranking.multi_vector import Variant
-from structkd.ranking.negatives import MineConfig, bm25_candidates, mine
-from structkd.ranking.policies import NO_POLICIES, Policies
-from structkd.ranking.sources import Combine, EnsembleScorer, RunScorer, open_teacher
-from structkd.ranking.students import student
-from structkd.ranking.teacher import TeacherConfig, teach
+from structkd.ranking.models.multi_vector import Variant
+from structkd.ranking.models.students import student
+from structkd.ranking.teachers.sources import Combine, EnsembleScorer, RunScorer, open_teacher
+from structkd.ranking.teachers.teacher import TeacherConfig, teach
+from structkd.ranking.training.live import NO_LIVE, LiveConfig, cached_live
+from structkd.ranking.training.policies import NO_POLICIES, Policies
 from structkd.scores.cache import CachedScorer, Scorer, StoredScorer
 from structkd.scores.pairs import PairScores
 from structkd.scores.store import open as open_store

@@ -8,8 +8,8 @@ from cyclopts import Parameter
 from structkd.cli.output import Common, Output, Table
 from structkd.ranking.bench import BenchConfig, bench
 from structkd.ranking.distillation import DistillConfig
-from structkd.ranking.policies import NO_POLICIES, Policies
-from structkd.ranking.sources import Combine
+from structkd.ranking.teachers.sources import Combine
+from structkd.ranking.training.policies import NO_POLICIES, Policies
 
 _LOOP = DistillConfig(epochs=2, held_out=0.0, validate_on="none")
 

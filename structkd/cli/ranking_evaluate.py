@@ -10,9 +10,10 @@ from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
 from structkd.files import write_json
 from structkd.progress import note
-from structkd.ranking import datasets
-from structkd.ranking.data import Collection, read_qrels
-from structkd.ranking.evaluate import (
+from structkd.ranking.data import datasets
+from structkd.ranking.data.collection import Collection, read_qrels
+from structkd.ranking.data.negatives import bm25_candidates
+from structkd.ranking.evaluation.measures import (
     EvaluateConfig,
     EvaluationResult,
     check_protocol,
@@ -21,12 +22,11 @@ from structkd.ranking.evaluate import (
     parse_measures,
     rank,
 )
-from structkd.ranking.evaluation_run import write_evaluation
-from structkd.ranking.negatives import bm25_candidates
-from structkd.ranking.prett import PrettScorer
-from structkd.ranking.prett_store import DocumentStates
-from structkd.ranking.scorer import NeuralScorer
-from structkd.ranking.students import load_student
+from structkd.ranking.evaluation.run_folder import write_evaluation
+from structkd.ranking.models.prett import PrettScorer
+from structkd.ranking.models.prett_store import DocumentStates
+from structkd.ranking.models.scorer import NeuralScorer
+from structkd.ranking.models.students import load_student
 from structkd.runs import plain
 from structkd.trec import Run, read_run
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from structkd.cli.output import Common, Output
-from structkd.ranking.answers import read_answers, replay
+from structkd.ranking.data.answers import read_answers, replay
 from structkd.trec import Run, read_run, write_run
 
 

@@ -13,14 +13,14 @@ from structkd.cli.output import Common, Output, Table
 from structkd.errors import MissingExtraError, UsageError
 from structkd.ids import Pairs, text_hash
 from structkd.progress import note
-from structkd.ranking import datasets
-from structkd.ranking.budget import BudgetConfig, Stored, judged, read_triples, union, within_budget
-from structkd.ranking.cross_encoder import Dtype
-from structkd.ranking.data import Collection
-from structkd.ranking.negatives import bm25_candidates
-from structkd.ranking.sources import open_teacher
+from structkd.ranking.data import datasets
+from structkd.ranking.data.budget import BudgetConfig, Stored, judged, read_triples, union, within_budget
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.data.negatives import bm25_candidates
+from structkd.ranking.models.cross_encoder import Dtype
+from structkd.ranking.teachers.sources import open_teacher
 from structkd.scores.cache import Scorer
-from structkd.scores.compaction import compact
+from structkd.scores.compaction.compact import compact
 from structkd.scores.pairs import PairScores
 from structkd.scores.produce import UNIT_ROWS, Cost, Share, produce
 from structkd.trec import Run, read_run
@@ -144,7 +144,7 @@ def _stored(collection: Collection, folder: Path) -> Stored:
 
 def _with_ray(open_scorer: "partial[Scorer]", pairs: Pairs, folder: Path, workers: int, unit_rows: int) -> Cost:
     try:
-        from structkd.ranking.teacher_ray import produce_with_ray  # an engine that few install
+        from structkd.ranking.teachers.teacher_ray import produce_with_ray  # an engine that few install
     except ImportError as error:
         raise MissingExtraError(error.name or "ray", "ray", "--ray-workers") from None
     return produce_with_ray(open_scorer, pairs, folder, workers=workers, unit_rows=unit_rows)

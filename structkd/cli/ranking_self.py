@@ -9,12 +9,12 @@ from cyclopts import Parameter
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
 from structkd.index.kinds import open as open_index
-from structkd.ranking import datasets
-from structkd.ranking.bi_encoder import BiScorer
-from structkd.ranking.data import Collection
-from structkd.ranking.negatives import bm25_candidates
-from structkd.ranking.pair_pool import PairPool, gold_of_file, pool_of_collection, pool_of_file, read_pair_file
-from structkd.ranking.self_distill import SelfDistillConfig, SelfDistillResult, self_distill
+from structkd.ranking.data import datasets
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.data.negatives import bm25_candidates
+from structkd.ranking.data.pair_pool import PairPool, gold_of_file, pool_of_collection, pool_of_file, read_pair_file
+from structkd.ranking.models.bi_encoder import BiScorer
+from structkd.ranking.self_distillation.cycles import SelfDistillConfig, SelfDistillResult, self_distill
 from structkd.trec import Run, read_run
 
 

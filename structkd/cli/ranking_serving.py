@@ -9,13 +9,13 @@ from structkd.cli.output import Common, Output
 from structkd.errors import UsageError
 from structkd.files import atomic_path, write_text
 from structkd.ids import Texts
-from structkd.ranking import datasets
-from structkd.ranking.bi_encoder import BiScorer
+from structkd.ranking.data import datasets
 from structkd.ranking.export import export
-from structkd.ranking.multi_vector import MultiVectorScorer
-from structkd.ranking.prett import PrettScorer
-from structkd.ranking.scorer import Side
-from structkd.ranking.students import load_student
+from structkd.ranking.models.bi_encoder import BiScorer
+from structkd.ranking.models.multi_vector import MultiVectorScorer
+from structkd.ranking.models.prett import PrettScorer
+from structkd.ranking.models.scorer import Side
+from structkd.ranking.models.students import load_student
 
 
 def encode_command(

@@ -14,17 +14,18 @@ from structkd.cli.output import Common, Output, Table
 from structkd.errors import MissingScoreError, UsageError
 from structkd.ids import Texts
 from structkd.progress import note, track
-from structkd.ranking.answers import read_answers, replay
-from structkd.ranking.data import Collection
-from structkd.ranking.datasets import load, splits
-from structkd.scores import NodeScores, PairScores, TeacherSpec, formats, import_file
+from structkd.ranking.data.answers import read_answers, replay
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.data.datasets import load, splits
+from structkd.scores import NodeScores, PairScores, TeacherSpec, import_file
 from structkd.scores.calibrate import Calibration, calibrated
-from structkd.scores.compaction import Dtype
+from structkd.scores.compaction.compact import Dtype
+from structkd.scores.compaction.merge import OnConflict
 from structkd.scores.compare import compare
 from structkd.scores.doctor import examine
-from structkd.scores.formats_base import Rows, ScoreTable, lists_of
-from structkd.scores.formats_margins import write_margin_triples
-from structkd.scores.merge import OnConflict
+from structkd.scores.formats import registry
+from structkd.scores.formats.base import Rows, ScoreTable, lists_of
+from structkd.scores.formats.margins import write_margin_triples
 from structkd.trec import read_run
 
 app = App(name="scores", help="Teacher-score caches and files: import, export, check, publish, combine.")
@@ -137,7 +138,7 @@ def export(
         count = write_margin_triples(out, _pairs_of(store), triples)
         return Output({"file": str(out), "format": format, "rows": count}, lines=[f"{out}: {count} triples"])
     query_texts, document_texts = _by_id(load(collection)) if collection else (None, None)
-    count = formats.write(out, format, scores.open(store), query_texts=query_texts, document_texts=document_texts)
+    count = registry.write(out, format, scores.open(store), query_texts=query_texts, document_texts=document_texts)
     return Output({"file": str(out), "format": format, "rows": count}, lines=[f"{out}: {count} scores as {format}"])
 
 

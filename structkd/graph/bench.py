@@ -11,27 +11,21 @@ import resource
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import structkd
 from structkd import scores
 from structkd.errors import UsageError, did_you_mean
 from structkd.files import read_json, write_json
-from structkd.graph.data import GraphTask, Setting
-from structkd.graph.datasets import load
+from structkd.graph.data.datasets import load
+from structkd.graph.data.task import GraphTask, Setting
 from structkd.graph.distillation import METHODS, DistillConfig, config_fields, distill, teacher_logits
-from structkd.graph.embeddings import embed_nodes, embeds
 from structkd.graph.evaluate import metric_of
-from structkd.graph.fusing import FUSE, fuse
-from structkd.graph.policies import NO_POLICIES, Policies
-from structkd.graph.shown import shown, write_figures
-from structkd.graph.storage import load_teacher, save_teacher
-from structkd.graph.teacher import (
+from structkd.graph.models.embeddings import embed_nodes, embeds
+from structkd.graph.models.teacher import (
     Teacher,
     TeacherConfig,
     open_scores,
@@ -40,13 +34,18 @@ from structkd.graph.teacher import (
     teacher_spec,
     train_teacher,
 )
+from structkd.graph.policies.flags import NO_POLICIES, Policies
+from structkd.graph.shown import shown, write_figures
+from structkd.graph.storage import load_teacher, save_teacher
+from structkd.graph.targets.fusing import FUSE, fuse
 from structkd.ids import fingerprint_json
 from structkd.progress import note, track
 from structkd.report import finish
-from structkd.runs import Run
+from structkd.runs import Run, source_version
 from structkd.scores.provenance import keep_teachers, teacher_row
 
 _OFF = asdict(NO_POLICIES)
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class _TeacherOfSeed:
         self._metrics: dict[str, float] = {}
         if self.given is None:
             self.spec = teacher_spec(task, self.config, seed)
-            self.key = fingerprint_json([self.spec.fields(), _code()])
+            self.key = fingerprint_json([self.spec.fields(), source_version(_HERE)])
             self.folder = folder / "teachers" / self.key[:16]
             self.weights = folder / "weights" / self.key[:16]
         else:
@@ -210,7 +209,7 @@ def _finished(
     student = replace(config.distill_config, method=method, teacher=teacher_name)
     identity = [
         config_fields(student.resolved(task)), teacher.key, task.seed, task.split_fingerprint, task.fingerprint,
-        task.setting, _code(), asdict(config.policies), [other.key for other in others], config.fuse,
+        task.setting, source_version(_HERE), asdict(config.policies), [other.key for other in others], config.fuse,
     ]  # fmt: skip
     path = folder / "results" / f"{fingerprint_json(identity)[:20]}.json"
     if path.is_file():
@@ -288,10 +287,3 @@ def peak_rss_bytes() -> int:
     """Peak resident memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-@cache
-def _code() -> str:
-    """Version of what computes: the release and this package's own sources, so an edited method starts afresh."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return fingerprint_json([structkd.__version__, [path.read_text(encoding="utf-8") for path in sources]])

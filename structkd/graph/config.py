@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from structkd.errors import UsageError
-from structkd.graph.data import GraphTask
+from structkd.graph.data.sparse import SparseMatrix
+from structkd.graph.data.task import GraphTask
 from structkd.graph.published import given
 from structkd.graph.published_students import own_options, student_recipe
-from structkd.graph.sparse import SparseMatrix
 
 ON_DENSE_FEATURES: dict[str, Any] = {"learning_rate": 0.005, "weight_decay": 1e-4}
 "Of the default method, where features are dense: weight decay takes rare classes away again, dropout alone does not."

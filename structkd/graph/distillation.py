@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from structkd.errors import UsageError, did_you_mean
 from structkd.graph.config import DistillConfig, config_fields
-from structkd.graph.data import Features, GraphTask, chunks, rows_of
+from structkd.graph.data.inputs import RAW, Inputs
+from structkd.graph.data.task import Features, GraphTask, chunks, rows_of
 from structkd.graph.evaluate import CLEARLY, metric_of, report, standard_error, validation
 from structkd.graph.figures import band_figure, margin_figure, margins, training_figure
-from structkd.graph.inputs import RAW, Inputs
-from structkd.graph.lesson import Lesson, Method, Teaching
-from structkd.graph.methods import METHODS
-from structkd.graph.minibatch import BLOCK, teach_in_batches
-from structkd.graph.policies import NO_POLICIES, Policies
-from structkd.graph.policy_lesson import policy_teaching
+from structkd.graph.methods.lesson import Lesson, Method, Teaching
+from structkd.graph.methods.minibatch import BLOCK, teach_in_batches
+from structkd.graph.methods.table import METHODS
+from structkd.graph.models.teacher import Teacher, check_scores, check_split, teacher_spec
+from structkd.graph.models.train import Fit, FitConfig, Selection, fit
+from structkd.graph.policies.flags import NO_POLICIES, Policies
+from structkd.graph.policies.lesson import policy_teaching
 from structkd.graph.published import given
 from structkd.graph.spectral import band_agreement
-from structkd.graph.teacher import Teacher, check_scores, check_split, teacher_spec
-from structkd.graph.train import Fit, FitConfig, Selection, fit
 from structkd.report import finish
 from structkd.runs import Run
 from structkd.scores import NodeScores

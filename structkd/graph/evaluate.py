@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from structkd.errors import DataError
-from structkd.graph.data import UNKNOWN, GraphTask, Metric
+from structkd.graph.data.task import UNKNOWN, GraphTask, Metric
 
 RESAMPLES = 200
 "Bootstrap resamples of the validation nodes behind a standard error."

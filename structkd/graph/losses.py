@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from structkd.errors import DataError, UsageError
-from structkd.graph import _edges
-from structkd.graph.data import GraphTask
-from structkd.graph.sparse import SparseMatrix
+from structkd.graph.data.sparse import SparseMatrix
+from structkd.graph.data.task import GraphTask
+from structkd.graph.kernels import _edges
 
 KEEP_BYTES = 1 << 28
 "Above this many bytes the teacher's side of the difference loss is recomputed per edge instead of kept."

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from structkd.graph.data import GraphTask
+from structkd.graph.data.task import GraphTask
 from structkd.graph.distillation import DistillResult, predict
 from structkd.graph.figures import band_figure, frontier_figures, margin_figure, margins, seed_figure
-from structkd.graph.latency import latency
-from structkd.graph.teacher import Teacher
+from structkd.graph.models.teacher import Teacher
+from structkd.graph.serving.latency import latency
 from structkd.runs import Run
 from structkd.scores import NodeScores
 

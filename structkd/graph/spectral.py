@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from structkd.errors import UsageError
-from structkd.graph import _sample
-from structkd.graph.data import GraphTask, chunks
-from structkd.graph.sparse import SparseMatrix
+from structkd.graph.data.sparse import SparseMatrix
+from structkd.graph.data.task import GraphTask, chunks
+from structkd.graph.kernels import _sample
 
 Normalisation = Literal["symmetric", "row"]
 Signal = Float[Tensor, "nodes classes"]

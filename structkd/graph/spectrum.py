@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from structkd.errors import UsageError
-from structkd.graph.data import GraphTask
+from structkd.graph.data.task import GraphTask
 from structkd.graph.distillation import DistillConfig, distill, predict, teacher_logits
 from structkd.graph.figures import band_figure
+from structkd.graph.models.teacher import Teacher
 from structkd.graph.spectral import chebyshev_bands
-from structkd.graph.teacher import Teacher
 from structkd.runs import Figure, Series
 from structkd.scores import NodeScores
 

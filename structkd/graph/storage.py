@@ -11,14 +11,14 @@ from torch import nn
 
 from structkd.errors import CorruptFileError, DataError
 from structkd.files import atomic_path, read_json, write_json
-from structkd.graph.data import GraphTask
+from structkd.graph.data.inputs import RAW, Inputs
+from structkd.graph.data.task import GraphTask
 from structkd.graph.distillation import DistillConfig, config_fields, predict
 from structkd.graph.evaluate import report
-from structkd.graph.influence import Propagated
-from structkd.graph.inputs import RAW, Inputs
-from structkd.graph.positions import Positioned
-from structkd.graph.students import build, describe
-from structkd.graph.teacher import Teacher, TeacherConfig
+from structkd.graph.methods.influence import Propagated
+from structkd.graph.methods.positions import Positioned
+from structkd.graph.models.students import build, describe
+from structkd.graph.models.teacher import Teacher, TeacherConfig
 
 _DESCRIPTION, _WEIGHTS = "model.json", "weights.npz"
 _INPUTS = "inputs/"

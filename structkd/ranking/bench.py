@@ -18,17 +18,17 @@ from structkd.errors import UsageError
 from structkd.files import read_json, write_json
 from structkd.ids import fingerprint_json
 from structkd.progress import note, track
-from structkd.ranking import datasets
-from structkd.ranking.cases import Sample, agreement_figure, cases_of, margin_figure, write_cases
-from structkd.ranking.data import Collection, hold_out
+from structkd.ranking.data import datasets
+from structkd.ranking.data.collection import Collection, hold_out
+from structkd.ranking.data.negatives import bm25_candidates
 from structkd.ranking.distillation import DistillConfig, distill, parse_objective
-from structkd.ranking.encoders import NeuralScorer, student, weights_sha256
-from structkd.ranking.evaluate import Encoder, PairScorer, evaluate_run, paired, rerank, retrieve
-from structkd.ranking.frontier import cost_of
-from structkd.ranking.negatives import bm25_candidates
-from structkd.ranking.policies import NO_POLICIES, Policies
-from structkd.ranking.sources import Combine, EnsembleScorer, open_teacher
-from structkd.ranking.students import STUDENTS
+from structkd.ranking.evaluation.cases import Sample, agreement_figure, cases_of, margin_figure, write_cases
+from structkd.ranking.evaluation.frontier import cost_of
+from structkd.ranking.evaluation.measures import Encoder, PairScorer, evaluate_run, paired, rerank, retrieve
+from structkd.ranking.models.encoders import NeuralScorer, student, weights_sha256
+from structkd.ranking.models.students import STUDENTS
+from structkd.ranking.teachers.sources import Combine, EnsembleScorer, open_teacher
+from structkd.ranking.training.policies import NO_POLICIES, Policies
 from structkd.report import finish
 from structkd.runs import Figure, Run, Series, plain
 from structkd.scores.cache import CachedScorer, Scorer

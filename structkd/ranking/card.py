@@ -6,8 +6,8 @@ from typing import Any
 
 from structkd import __version__
 from structkd.files import write_text
-from structkd.ranking.data import Collection
-from structkd.ranking.scorer import NeuralScorer
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.models.scorer import NeuralScorer
 from structkd.scores.cache import Scorer
 from structkd.scores.manifest import TeacherSpec
 

@@ -20,16 +20,16 @@ from structkd.objectives import ORDER_OBJECTIVES, targets
 from structkd.policies import SOFTMAX_OBJECTIVES, parse_objective, weighted_sum
 from structkd.progress import note
 from structkd.ranking.card import write_card
-from structkd.ranking.data import Collection, hold_out
-from structkd.ranking.dual import DualBiScorer
-from structkd.ranking.encoders import BiScorer, NeuralScorer, open_scorer, weights_sha256
-from structkd.ranking.held_out import HeldOut
-from structkd.ranking.live import NO_LIVE, LiveConfig, in_batch_training
-from structkd.ranking.negatives import bm25_candidates
-from structkd.ranking.policies import NO_POLICIES, Lesson, Policies, asked, kept
-from structkd.ranking.sources import RunScorer, only_orders
-from structkd.ranking.teacher import mean_ndcg, training_figure
-from structkd.ranking.train import (
+from structkd.ranking.data.collection import Collection, hold_out
+from structkd.ranking.data.negatives import bm25_candidates
+from structkd.ranking.evaluation.held_out import HeldOut
+from structkd.ranking.models.dual import DualBiScorer
+from structkd.ranking.models.encoders import BiScorer, NeuralScorer, open_scorer, weights_sha256
+from structkd.ranking.teachers.sources import RunScorer, only_orders
+from structkd.ranking.teachers.teacher import mean_ndcg, training_figure
+from structkd.ranking.training.live import NO_LIVE, LiveConfig, in_batch_training
+from structkd.ranking.training.policies import NO_POLICIES, Lesson, Policies, asked, kept
+from structkd.ranking.training.train import (
     Batch,
     FitConfig,
     FitResult,

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from structkd.errors import DataError, MissingExtraError, UsageError
 from structkd.files import write_json
-from structkd.ranking.bi_encoder import BiScorer
-from structkd.ranking.cross_encoder import CrossScorer
-from structkd.ranking.scorer import NeuralScorer, evaluating, whole_folder
-from structkd.ranking.tk import TkModel, TkScorer
-from structkd.ranking.tokens import padded
+from structkd.ranking.data.tokens import padded
+from structkd.ranking.models.bi_encoder import BiScorer
+from structkd.ranking.models.cross_encoder import CrossScorer
+from structkd.ranking.models.scorer import NeuralScorer, evaluating, whole_folder
+from structkd.ranking.models.tk import TkModel, TkScorer
 
 _OPSET = 18
 _SHAPES = ((2, 9), (1, 3), (5, 17))  # batches and lengths: the first is traced, the others show that none is fixed

@@ -5,9 +5,9 @@ The scorers are loaded when first used: files are imported, checked and publishe
 
 from typing import TYPE_CHECKING, Any
 
-from structkd.scores.compaction import compact
+from structkd.scores.compaction.compact import compact
 from structkd.scores.compare import describe
-from structkd.scores.formats import READERS, WRITERS
+from structkd.scores.formats.registry import READERS, WRITERS
 from structkd.scores.importing import import_file
 from structkd.scores.manifest import ScoreManifest, TeacherSpec
 from structkd.scores.nodes import NodeScores

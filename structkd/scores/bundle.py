@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from structkd.errors import CorruptFileError
 from structkd.files import inside
-from structkd.scores.id_table import IdTable
+from structkd.scores.compaction.merge import first_of_each
+from structkd.scores.layout.id_table import IdTable
+from structkd.scores.layout.sealed import as_array, as_numpy, read_parquet
+from structkd.scores.layout.snapshot import Csr, checked_path
 from structkd.scores.manifest import ScoreManifest
-from structkd.scores.merge import first_of_each
-from structkd.scores.sealed import as_array, as_numpy, read_parquet
-from structkd.scores.snapshot import Csr, checked_path
 
 FILE_ROWS = 60_000_000
 _IDS = ("queries", "docs")

@@ -13,9 +13,9 @@ from torch import Tensor
 from structkd.errors import DataError, MissingScoreError
 from structkd.ids import Pairs, Texts, text_hash
 from structkd.progress import track
-from structkd.scores.compaction import compact
-from structkd.scores.id_table import IdTable, TextHash
-from structkd.scores.log import PairLog
+from structkd.scores.compaction.compact import compact
+from structkd.scores.layout.id_table import IdTable, TextHash
+from structkd.scores.layout.log import PairLog
 from structkd.scores.manifest import TeacherSpec
 from structkd.scores.pairs import PairScores
 

@@ -8,11 +8,11 @@ import numpy as np
 from structkd.errors import UsageError
 from structkd.ordering import tie_rank
 from structkd.progress import track
+from structkd.scores.layout.snapshot import newer_parts
 from structkd.scores.manifest import ScoreManifest
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
 from structkd.scores.publish import summarise
-from structkd.scores.snapshot import newer_parts
 from structkd.scores.store import open as open_store
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from structkd.scores.merge import first_of_each
+from structkd.scores.compaction.merge import first_of_each
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
 

@@ -11,13 +11,13 @@ import numpy as np
 from structkd.errors import ConflictingScoresError, DataError
 from structkd.files import sha256_file, sync_folder
 from structkd.progress import track
-from structkd.scores import formats
-from structkd.scores.compaction import Dtype, compact
-from structkd.scores.formats_base import Blocks, NodeTable, ScoreTable
-from structkd.scores.log import PairLog
+from structkd.scores.compaction.compact import Dtype, compact
+from structkd.scores.compaction.merge import tolerance
+from structkd.scores.formats import registry
+from structkd.scores.formats.base import Blocks, NodeTable, ScoreTable
+from structkd.scores.layout.log import PairLog
+from structkd.scores.layout.sealed import temporary
 from structkd.scores.manifest import HEADER, TeacherSpec
-from structkd.scores.merge import tolerance
-from structkd.scores.sealed import temporary
 from structkd.scores.store import commit_pairs, write_nodes
 
 UNIT_ROWS = 1 << 17  # no teacher is asked, so a unit may be large
@@ -56,7 +56,7 @@ def import_file(
         TeacherMismatchError: the folder holds another teacher's scores.
     """
     path, to = Path(path), Path(to)
-    opened = opened or (lambda: formats.stream(path, format))
+    opened = opened or (lambda: registry.stream(path, format))
     chosen, found = opened()
     name = teacher_name or path.name
     provenance: dict[str, Any] = {"source": path.name, "format": chosen}

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structkd.errors import DataError, MissingScoreError, TeacherMismatchError
-from structkd.scores._lookup import gather_rows
-from structkd.scores.compact_rows import gather
+from structkd.scores.compaction.rows import gather
+from structkd.scores.layout._lookup import gather_rows
+from structkd.scores.layout.parts import part_names, read_row_range, uncovered
+from structkd.scores.layout.snapshot import checked_path, latest, map_rows
+from structkd.scores.layout.topk import read_topk
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
-from structkd.scores.parts import part_names, read_row_range, uncovered
-from structkd.scores.snapshot import checked_path, latest, map_rows
-from structkd.scores.topk import read_topk
 
 FloatArray = NDArray[np.float32]
 

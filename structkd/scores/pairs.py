@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from structkd.errors import DataError, MissingScoreError, UsageError
 from structkd.ordering import order_ids
 from structkd.scores.bundle import read_pairs
-from structkd.scores.document_rows import blocks
-from structkd.scores.id_table import IdTable, TextHash
+from structkd.scores.compaction.merge import Merged, merge, namer, not_in
+from structkd.scores.layout.document_rows import blocks
+from structkd.scores.layout.id_table import IdTable, TextHash
+from structkd.scores.layout.parts import read_pair_part
+from structkd.scores.layout.sealed import sealed_bytes
+from structkd.scores.layout.shards import Shards
+from structkd.scores.layout.snapshot import Csr, checked_path, latest, map_csr, newer_parts
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
-from structkd.scores.merge import Merged, merge, namer, not_in
-from structkd.scores.parts import read_pair_part
-from structkd.scores.sealed import sealed_bytes
-from structkd.scores.shards import Shards
-from structkd.scores.snapshot import Csr, checked_path, latest, map_csr, newer_parts
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]

@@ -17,8 +17,8 @@ from structkd.errors import DataError, UsageError
 from structkd.ids import Pairs, Texts, text_hash
 from structkd.progress import note, track
 from structkd.scores.cache import Scorer
-from structkd.scores.id_table import IdTable
-from structkd.scores.log import PairLog, Unit
+from structkd.scores.layout.id_table import IdTable
+from structkd.scores.layout.log import PairLog, Unit
 from structkd.scores.pairs import PairScores
 
 IntArray = NDArray[np.int64]

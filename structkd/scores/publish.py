@@ -16,17 +16,17 @@ from structkd.files import inside, sha256_file, sync_file, sync_folder, write_js
 from structkd.progress import track
 from structkd.scores import bundle
 from structkd.scores.card import card, croissant
+from structkd.scores.compaction.merge import first_of_each
+from structkd.scores.compaction.statistics import Summary
+from structkd.scores.layout.part_list import PartList, names_digest
+from structkd.scores.layout.parts import check_part, part_names
+from structkd.scores.layout.sealed import read_parquet, sealed_bytes, temporary
+from structkd.scores.layout.snapshot import Csr, file_entry, manifest_path, snapshot_numbers, write_rows
+from structkd.scores.layout.topk import write_topk
 from structkd.scores.manifest import HEADER, PUBLISHED, Header, Problem, Report, ScoreManifest, now
-from structkd.scores.merge import first_of_each
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
-from structkd.scores.part_list import PartList, names_digest
-from structkd.scores.parts import check_part, part_names
-from structkd.scores.sealed import read_parquet, sealed_bytes, temporary
-from structkd.scores.snapshot import Csr, file_entry, manifest_path, snapshot_numbers, write_rows
-from structkd.scores.statistics import Summary
 from structkd.scores.store import open as open_store
-from structkd.scores.topk import write_topk
 
 _TEMPORARY = ".tmp-"
 _TTL_SECONDS = 86_400.0

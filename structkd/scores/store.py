@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structkd.errors import ConflictingScoresError, DataError, UsageError
-from structkd.scores.compaction import Dtype, compact
-from structkd.scores.log import PairLog, RowLog
+from structkd.scores.compaction.compact import Dtype, compact
+from structkd.scores.compaction.merge import OnConflict, tolerance
+from structkd.scores.layout.log import PairLog, RowLog
+from structkd.scores.layout.parts import read_row_part
 from structkd.scores.manifest import PUBLISHED, Header, ScoreManifest, TeacherSpec
-from structkd.scores.merge import OnConflict, tolerance
 from structkd.scores.nodes import NodeScores
 from structkd.scores.pairs import PairScores
-from structkd.scores.parts import read_row_part
 from structkd.scores.remote import is_remote, mirror
 
 UNIT_ROWS = 20_000

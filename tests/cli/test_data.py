@@ -7,9 +7,9 @@ import pytest
 
 from structkd import graph
 from structkd.cli.app import run
-from structkd.graph.readers import csr_npz
-from structkd.ranking.check import check_folder
-from structkd.ranking.datasets import load
+from structkd.graph.data.readers import csr_npz
+from structkd.ranking.data.check import check_folder
+from structkd.ranking.data.datasets import load
 
 ROOT = Path(__file__).parents[2]
 

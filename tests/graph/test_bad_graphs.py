@@ -8,11 +8,11 @@ import torch
 
 from structkd import graph
 from structkd.errors import CorruptFileError, DataError, TeacherMismatchError, UsageError
-from structkd.graph.data import MOST_NODES, GraphTask, clean_edges
-from structkd.graph.datasets import load
+from structkd.graph.data.datasets import load
+from structkd.graph.data.readers import csr_npz
+from structkd.graph.data.sparse import SparseMatrix, row_starts
+from structkd.graph.data.task import MOST_NODES, GraphTask, clean_edges
 from structkd.graph.distillation import METHODS
-from structkd.graph.readers import csr_npz
-from structkd.graph.sparse import SparseMatrix, row_starts
 
 STUDENT = graph.DistillConfig(hidden=8, layers=2, epochs=2, temperature=1.0)
 SHORT = {"nosmog": "length=8,width=4"}

@@ -6,7 +6,9 @@ import torch
 from torch.nn.functional import one_hot
 
 from structkd import graph
-from structkd.graph.committee import (
+from structkd.graph.data.sparse import SparseMatrix
+from structkd.graph.spectral import propagation
+from structkd.graph.targets.committee import (
     CommitteeConfig,
     RandomPropagation,
     clamped,
@@ -15,8 +17,6 @@ from structkd.graph.committee import (
     consult,
     pagerank,
 )
-from structkd.graph.sparse import SparseMatrix
-from structkd.graph.spectral import propagation
 
 SMALL = CommitteeConfig(members=1, rounds=3, member=replace(CommitteeConfig().member, epochs=80))
 

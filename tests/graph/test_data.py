@@ -6,9 +6,9 @@ import scipy.sparse as sp
 import torch
 
 from structkd.errors import DataError, UsageError
-from structkd.graph.data import GraphTask, clean_edges, subgraph
-from structkd.graph.datasets import load, nearest_neighbours
-from structkd.graph.sparse import SparseMatrix
+from structkd.graph.data.datasets import load, nearest_neighbours
+from structkd.graph.data.sparse import SparseMatrix
+from structkd.graph.data.task import GraphTask, clean_edges, subgraph
 
 EDGES = [[0, 0, 1, 1, 2, 3, 3], [1, 1, 0, 2, 2, 0, 4]]
 

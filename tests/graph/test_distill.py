@@ -13,10 +13,10 @@ from structkd import graph, scores
 from structkd.errors import DataError, MissingScoreError, TeacherMismatchError, UsageError
 from structkd.graph.distillation import predict
 from structkd.graph.evaluate import accuracy, report, roc_auc
-from structkd.graph.latency import NeighbourhoodTeacher
-from structkd.graph.lesson import Lesson, Teaching
-from structkd.graph.methods import METHODS
+from structkd.graph.methods.lesson import Lesson, Teaching
+from structkd.graph.methods.table import METHODS
 from structkd.graph.published import FF_G2M, recipe
+from structkd.graph.serving.latency import NeighbourhoodTeacher
 from structkd.graph.storage import evaluate_saved, load_student, load_teacher, save_student, save_teacher
 
 store_module = importlib.import_module("structkd.scores.store")
@@ -181,7 +181,7 @@ def test_another_teacher_is_refused(task, teacher, store, tmp_path):
 
 
 def test_another_node_order_is_refused(task, store):
-    from structkd.graph.data import subgraph
+    from structkd.graph.data.task import subgraph
 
     order = torch.arange(task.num_nodes).flip(0)
     with pytest.raises(DataError, match=r"other edges, features or node order"):

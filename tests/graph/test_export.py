@@ -12,11 +12,11 @@ import torch
 from structkd import graph
 from structkd.cli.app import run
 from structkd.errors import DataError, MissingExtraError, UsageError
-from structkd.graph import export as exporting
-from structkd.graph.calibration import best_temperature, calibration_error, fallback
 from structkd.graph.distillation import predict
-from structkd.graph.export import export
-from structkd.graph.students import Ensemble
+from structkd.graph.models.students import Ensemble
+from structkd.graph.serving import export as exporting
+from structkd.graph.serving.calibration import best_temperature, calibration_error, fallback
+from structkd.graph.serving.export import export
 
 DATASET = "sbm:nodes=400,classes=3,degree=6,signal=0.7"
 

@@ -6,7 +6,7 @@ from torch_geometric.data import Data, HeteroData
 
 from structkd import graph
 from structkd.errors import DataError, UsageError
-from structkd.graph.hetero import homogeneous
+from structkd.graph.data.hetero import homogeneous
 
 PAPERS = [[0, 0, 1, 2, 3], [0, 1, 1, 1, 2]]  # paper, author
 

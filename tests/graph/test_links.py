@@ -9,8 +9,8 @@ from torch.nn.functional import margin_ranking_loss
 from structkd import graph
 from structkd.cli.app import run as command
 from structkd.errors import DataError, UsageError
-from structkd.graph.link_task import link_metrics, non_edges, split_links, walk_contexts
-from structkd.graph.links import Relations, learn_links, rank_loss
+from structkd.graph.link_prediction.distillation import Relations, learn_links, rank_loss
+from structkd.graph.link_prediction.task import link_metrics, non_edges, split_links, walk_contexts
 from structkd.objectives import hinge
 
 NAME = "sbm:nodes=150,classes=3,degree=8,signal=2"

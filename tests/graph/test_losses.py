@@ -6,8 +6,8 @@ from torch.nn.functional import log_softmax
 
 from structkd.errors import DataError, UsageError
 from structkd.graph import losses
-from structkd.graph.data import GraphTask
-from structkd.graph.datasets import load
+from structkd.graph.data.datasets import load
+from structkd.graph.data.task import GraphTask
 
 
 def task_of(edges: list[tuple[int, int]], nodes: int = 12) -> GraphTask:

@@ -11,24 +11,32 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from structkd import graph
 from structkd.errors import DataError, TeacherMismatchError, UsageError
-from structkd.graph import _transport, dirichlet
-from structkd.graph.boosting import Ensemble, alignment, diagonal, reweighted, with_missing
-from structkd.graph.dirichlet import dirichlet_energy, ratio_gap, student_of
 from structkd.graph.distillation import predict
-from structkd.graph.hardness import Draw, edge_draws, edge_probability, matrix_of, mixture_targets, similarity_weights
-from structkd.graph.influence import Propagated, global_influence
-from structkd.graph.lesson import Lesson, edge_divergence
+from structkd.graph.kernels import _transport
 from structkd.graph.losses import low_frequency, neighbour_weights, node_divergence, soft_targets
-from structkd.graph.methods import METHODS
-from structkd.graph.moments import SMALLEST, curvature, moment_gap, moments
-from structkd.graph.nosmog import likeness_gap, worst_noise
-from structkd.graph.positions import Positioned, deep_walk
+from structkd.graph.methods import dirichlet
+from structkd.graph.methods.boosting import Ensemble, alignment, diagonal, reweighted, with_missing
+from structkd.graph.methods.dirichlet import dirichlet_energy, ratio_gap, student_of
+from structkd.graph.methods.hardness import (
+    Draw,
+    edge_draws,
+    edge_probability,
+    matrix_of,
+    mixture_targets,
+    similarity_weights,
+)
+from structkd.graph.methods.influence import Propagated, global_influence
+from structkd.graph.methods.lesson import Lesson, edge_divergence
+from structkd.graph.methods.moments import SMALLEST, curvature, moment_gap, moments
+from structkd.graph.methods.nosmog import likeness_gap, worst_noise
+from structkd.graph.methods.positions import Positioned, deep_walk
+from structkd.graph.methods.reliability import KeepRule, kept_weights, noise_sensitivity
+from structkd.graph.methods.table import METHODS
+from structkd.graph.models.stages import hidden_layer, stages
+from structkd.graph.models.students import activations, mlp_of_widths
 from structkd.graph.published_students import OPTIONS, ROWS, own_options, student_recipe
-from structkd.graph.reliability import KeepRule, kept_weights, noise_sensitivity
 from structkd.graph.spectral import propagation
-from structkd.graph.stages import hidden_layer, stages
 from structkd.graph.storage import evaluate_saved, load_student_and_inputs, save_student
-from structkd.graph.students import activations, mlp_of_widths
 
 TASK = "sbm:nodes=120,classes=3,degree=5,signal=0.8,labels=5,valid=30"
 TEACHER = graph.TeacherConfig(hidden=16, epochs=25)
@@ -202,7 +210,7 @@ def test_propagated_features_are_means_over_hops(task):
 
 
 def graph_sparse(x):
-    from structkd.graph.sparse import SparseMatrix
+    from structkd.graph.data.sparse import SparseMatrix
 
     return SparseMatrix.of(x.numpy())
 

@@ -9,8 +9,7 @@ import torch
 
 from structkd import graph
 from structkd.errors import UsageError
-from structkd.graph.data import chunks
-from structkd.graph.lesson import Lesson
+from structkd.graph.data.task import chunks
 from structkd.graph.losses import (
     difference_targets,
     high_frequency,
@@ -19,8 +18,16 @@ from structkd.graph.losses import (
     node_weights,
     soft_targets,
 )
-from structkd.graph.methods import METHODS
-from structkd.graph.minibatch import BATCHED, Batches, high_of_batch, low_of_batch, streamed_targets, teach_in_batches
+from structkd.graph.methods.lesson import Lesson
+from structkd.graph.methods.minibatch import (
+    BATCHED,
+    Batches,
+    high_of_batch,
+    low_of_batch,
+    streamed_targets,
+    teach_in_batches,
+)
+from structkd.graph.methods.table import METHODS
 from structkd.graph.spectral import low_pass, propagated, propagation
 
 DATASET = "sbm:nodes=400,classes=3,degree=6,signal=0.7"
@@ -47,7 +54,7 @@ def tiny() -> graph.GraphTask:
 
 @pytest.mark.parametrize("neighbours", [True, False])
 def test_streamed_targets_are_the_exact_ones(task, logits, neighbours, monkeypatch):
-    monkeypatch.setattr("structkd.graph.minibatch.BLOCK", 37)  # several blocks, the last one short
+    monkeypatch.setattr("structkd.graph.methods.minibatch.BLOCK", 37)  # several blocks, the last one short
     wide = logits.double()
     expected = soft_targets(wide, (neighbour_weights if neighbours else node_weights)(task))
     found = streamed_targets(task, wide, neighbours)

@@ -5,11 +5,11 @@ import torch
 from torch_geometric.nn import APPNP, GCN2Conv, GCNConv
 
 from structkd.errors import UsageError
-from structkd.graph.data import GraphTask
-from structkd.graph.datasets import load
-from structkd.graph.models import MODELS, Mlp, build_teacher, relu_dropout
-from structkd.graph.sparse import SparseMatrix
-from structkd.graph.train import FitConfig, fit
+from structkd.graph.data.datasets import load
+from structkd.graph.data.sparse import SparseMatrix
+from structkd.graph.data.task import GraphTask
+from structkd.graph.models.networks import MODELS, Mlp, build_teacher, relu_dropout
+from structkd.graph.models.train import FitConfig, fit
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_sparse_and_dense_features_give_the_same(task, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_renumbering_nodes_renumbers_logits(task, name):
-    from structkd.graph.data import subgraph
+    from structkd.graph.data.task import subgraph
 
     model = build_teacher(name, task.num_features, 8, task.classes, 2, 0.5, 4).eval()
     order = torch.randperm(task.num_nodes, generator=torch.Generator().manual_seed(0))

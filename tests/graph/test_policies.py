@@ -10,17 +10,17 @@ import torch
 from structkd import graph, objectives
 from structkd.cli.app import run
 from structkd.errors import UsageError
-from structkd.graph import fusing
-from structkd.graph.data import subgraph
-from structkd.graph.embeddings import embed_nodes
-from structkd.graph.fusing import FUSE, fuse
-from structkd.graph.heads import HeadedMlp
-from structkd.graph.lesson import Lesson
-from structkd.graph.methods import METHODS
-from structkd.graph.models import Mlp
-from structkd.graph.policies import Policies
-from structkd.graph.policy_lesson import PolicyLesson
+from structkd.graph.data.task import subgraph
+from structkd.graph.methods.lesson import Lesson
+from structkd.graph.methods.table import METHODS
+from structkd.graph.models.embeddings import embed_nodes
+from structkd.graph.models.heads import HeadedMlp
+from structkd.graph.models.networks import Mlp
+from structkd.graph.policies.flags import Policies
+from structkd.graph.policies.lesson import PolicyLesson
 from structkd.graph.storage import load_student, save_student
+from structkd.graph.targets import fusing
+from structkd.graph.targets.fusing import FUSE, fuse
 
 DATASET = "sbm:nodes=250,classes=3,degree=6,signal=0.9"
 STUDENT = graph.DistillConfig(hidden=16, layers=2, dropout=0.0, epochs=4, label_weight=0.3)

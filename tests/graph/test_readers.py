@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from structkd.errors import CorruptFileError, DataError
-from structkd.graph.datasets import load
-from structkd.graph.readers import csr_npz, heterophilous_npz, planetoid
+from structkd.graph.data.datasets import load
+from structkd.graph.data.readers import csr_npz, heterophilous_npz, planetoid
 
 # nodes, undirected edges, features, classes, edge homophily, isolated: printed by the datasets' authors
 FACTS = {
@@ -95,7 +95,7 @@ def test_a_missing_dataset_without_network_is_one_error(tmp_path, monkeypatch):
     def offline(*_):
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr("structkd.graph.datasets.pyg.Planetoid", offline)
+    monkeypatch.setattr("structkd.graph.data.datasets.pyg.Planetoid", offline)
     with pytest.raises(DataError, match=r"ind\.cora\.x: not there, and the download failed .*Give --data-root"):
         load("planetoid:Cora", tmp_path)
     with pytest.raises(DataError, match=r"ogbn_arxiv: no such folder"):

@@ -10,10 +10,10 @@ from torch_geometric.utils import k_hop_subgraph
 
 from structkd import graph
 from structkd.errors import DataError, UsageError
-from structkd.graph.models import build_teacher
-from structkd.graph.sampled import layerwise_logits, on_blocks, operators, parsed_fan_outs, restricted
-from structkd.graph.sampling import ALL, NeighbourSampler
-from structkd.graph.sparse import SparseMatrix
+from structkd.graph.data.sampling import ALL, NeighbourSampler
+from structkd.graph.data.sparse import SparseMatrix
+from structkd.graph.models.networks import build_teacher
+from structkd.graph.models.sampled import layerwise_logits, on_blocks, operators, parsed_fan_outs, restricted
 
 DATASET = "sbm:nodes=300,classes=3,degree=6,signal=0.7"
 

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from structkd import graph
 from structkd.errors import CorruptFileError, DataError, UsageError
-from structkd.scores.formats_nodes import read_node_file
+from structkd.scores.formats.node_files import read_node_file
 
 NAME = "sbm:nodes=60,classes=3,degree=5,labels=4,valid=15"
 

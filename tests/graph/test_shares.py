@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from structkd import graph
-from structkd.graph.shares import drawn_by_class, normal, with_even_shares, with_own_shares
+from structkd.graph.targets.shares import drawn_by_class, normal, with_even_shares, with_own_shares
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import torch
 
 from structkd.errors import UsageError
 from structkd.graph import spectral
-from structkd.graph.data import GraphTask
-from structkd.graph.datasets import load
+from structkd.graph.data.datasets import load
+from structkd.graph.data.task import GraphTask
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ import torch
 from torch.nn.functional import one_hot
 
 from structkd import graph
-from structkd.graph import targets
-from structkd.graph.committee import CommitteeConfig
+from structkd.graph.data.inputs import of_one_scale
+from structkd.graph.data.sparse import SparseMatrix
 from structkd.graph.evaluate import metric_of, standard_error
-from structkd.graph.inputs import of_one_scale
-from structkd.graph.sparse import SparseMatrix
 from structkd.graph.spectral import band_agreement, high_pass
-from structkd.graph.targets import LIFTS, choose_target, responses, with_high_band
-from structkd.graph.views import ViewsConfig
+from structkd.graph.targets import estimate as targets
+from structkd.graph.targets.committee import CommitteeConfig
+from structkd.graph.targets.estimate import LIFTS, choose_target, responses, with_high_band
+from structkd.graph.targets.views import ViewsConfig
 
 VIEWS = ViewsConfig(
     members=1,

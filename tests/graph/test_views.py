@@ -6,9 +6,9 @@ import torch
 from torch.nn.functional import one_hot
 
 from structkd import graph
-from structkd.graph.sparse import SparseMatrix
+from structkd.graph.data.sparse import SparseMatrix
 from structkd.graph.spectral import propagation
-from structkd.graph.views import (
+from structkd.graph.targets.views import (
     BATCH,
     ViewsConfig,
     _network,

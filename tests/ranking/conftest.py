@@ -7,8 +7,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from structkd.ids import Ids, Pairs, Texts
-from structkd.ranking.data import Collection
-from structkd.ranking.encoders import quiet_loading, train_tokenizer
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.models.encoders import quiet_loading, train_tokenizer
 
 WORDS = [
     "alpha",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from structkd.ids import Ids, Texts
 from structkd.objectives import margin_mse
-from structkd.ranking.encoders import BiScorer
-from structkd.ranking.train import Batch, FitConfig, FitResult, Lists, fit, lists_of, scored_grid
+from structkd.ranking.models.encoders import BiScorer
+from structkd.ranking.training.train import Batch, FitConfig, FitResult, Lists, fit, lists_of, scored_grid
 from structkd.runs import Run
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]

@@ -8,7 +8,7 @@ import pytest
 from structkd import acquisition
 from structkd.cli.app import run
 from structkd.errors import DataError, UsageError
-from structkd.ranking.answers import read_answer, read_answers, replay, scores_of
+from structkd.ranking.data.answers import read_answer, read_answers, replay, scores_of
 from structkd.trec import Run, read_run
 
 

@@ -11,12 +11,12 @@ from structkd.cli.app import run as command
 from structkd.errors import UsageError
 from structkd.ranking import bench as bench_module
 from structkd.ranking.bench import BenchConfig, bench
-from structkd.ranking.data import Collection
-from structkd.ranking.datasets import write
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.data.datasets import write
+from structkd.ranking.data.negatives import bm25_candidates
 from structkd.ranking.distillation import DistillConfig
-from structkd.ranking.encoders import BiScorer
-from structkd.ranking.frontier import QUERIES, cost_of
-from structkd.ranking.negatives import bm25_candidates
+from structkd.ranking.evaluation.frontier import QUERIES, cost_of
+from structkd.ranking.models.encoders import BiScorer
 from structkd.runs import Run
 
 

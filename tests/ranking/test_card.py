@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from structkd.ranking.bi_encoder import BiScorer
 from structkd.ranking.card import card
-from structkd.ranking.data import Collection
+from structkd.ranking.data.collection import Collection
 from structkd.ranking.distillation import DistillConfig, distill
-from structkd.ranking.live import LiveConfig, cached_live
-from structkd.ranking.sources import Bm25Scorer, EnsembleScorer, RunScorer
-from structkd.ranking.static import StaticScorer
-from structkd.ranking.students import load_student
-from structkd.ranking.tk import TkConfig, TkModel, TkScorer
+from structkd.ranking.models.bi_encoder import BiScorer
+from structkd.ranking.models.static import StaticScorer
+from structkd.ranking.models.students import load_student
+from structkd.ranking.models.tk import TkConfig, TkModel, TkScorer
+from structkd.ranking.teachers.sources import Bm25Scorer, EnsembleScorer, RunScorer
+from structkd.ranking.training.live import LiveConfig, cached_live
 from structkd.scores.cache import CachedScorer
 from structkd.trec import Run, write_run
 

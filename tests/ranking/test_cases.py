@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from structkd.ranking.cases import Case, Sample, agreement_figure, cases_of, margin_figure, write_cases
-from structkd.ranking.data import Collection
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.evaluation.cases import Case, Sample, agreement_figure, cases_of, margin_figure, write_cases
 from structkd.runs import Run
 from structkd.trec import run_of
 

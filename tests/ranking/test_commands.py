@@ -9,11 +9,11 @@ from sentence_transformers import SentenceTransformer
 
 from structkd.cli.app import run
 from structkd.index.kinds import open as open_index
-from structkd.ranking import datasets
-from structkd.ranking.data import Collection
-from structkd.ranking.evaluate import retrieve
-from structkd.ranking.negatives import bm25_candidates
-from structkd.ranking.students import load_student, student
+from structkd.ranking.data import datasets
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.data.negatives import bm25_candidates
+from structkd.ranking.evaluation.measures import retrieve
+from structkd.ranking.models.students import load_student, student
 from structkd.trec import Run, read_run, write_run
 
 

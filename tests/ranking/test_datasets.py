@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from structkd.errors import DataError, MissingExtraError
-from structkd.ranking import datasets
-from structkd.ranking.data import load as load_folder
-from structkd.ranking.data import normalise
-from structkd.ranking.datasets import DATASETS, load, splits, write
+from structkd.ranking.data import datasets
+from structkd.ranking.data.collection import load as load_folder
+from structkd.ranking.data.collection import normalise
+from structkd.ranking.data.datasets import DATASETS, load, splits, write
 
 SOURCE = '''
 """Tools for boats.

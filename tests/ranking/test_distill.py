@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from structkd.errors import DataError, UsageError
 from structkd.ids import Pairs
 from structkd.objectives import kl, margin_mse
-from structkd.ranking.data import Collection
+from structkd.ranking.data.collection import Collection
 from structkd.ranking.distillation import (
     DistillConfig,
     distill,
@@ -25,10 +25,10 @@ from structkd.ranking.distillation import (
     transformed,
     validation_lists,
 )
-from structkd.ranking.encoders import BiScorer, StaticScorer
-from structkd.ranking.sources import Bm25Scorer, Combine, EnsembleScorer, RunScorer, open_teacher
-from structkd.ranking.teacher import mean_ndcg
-from structkd.ranking.train import batch_of, scored_grid
+from structkd.ranking.models.encoders import BiScorer, StaticScorer
+from structkd.ranking.teachers.sources import Bm25Scorer, Combine, EnsembleScorer, RunScorer, open_teacher
+from structkd.ranking.teachers.teacher import mean_ndcg
+from structkd.ranking.training.train import batch_of, scored_grid
 from structkd.scores import CachedScorer, StoredScorer, TeacherSpec, write_pairs
 from structkd.trec import run_of, write_run
 

@@ -9,9 +9,10 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from structkd.errors import DataError, UsageError
 from structkd.ids import Ids, Pairs, Texts
-from structkd.ranking import encoders, tokens
-from structkd.ranking.data import Collection
-from structkd.ranking.encoders import BiScorer, CrossScorer, StaticScorer, TokenCache, open_scorer, student
+from structkd.ranking.data import tokens
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.models import encoders
+from structkd.ranking.models.encoders import BiScorer, CrossScorer, StaticScorer, TokenCache, open_scorer, student
 
 
 def make(kind: str, tiny: str, small: Collection) -> encoders.NeuralScorer:

@@ -11,8 +11,8 @@ from scipy.stats import ttest_rel
 
 from structkd.errors import DataError, UsageError
 from structkd.ids import Ids, Pairs, Texts
-from structkd.ranking.data import Collection
-from structkd.ranking.evaluate import (
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.evaluation.measures import (
     PROTOCOLS,
     EvaluateConfig,
     binarised,

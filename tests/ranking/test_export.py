@@ -12,12 +12,12 @@ from structkd.errors import DataError, UsageError
 from structkd.files import read_json
 from structkd.ids import Pairs
 from structkd.ranking import export as module
-from structkd.ranking.bi_encoder import BiScorer
-from structkd.ranking.cross_encoder import CrossScorer
-from structkd.ranking.data import Collection
+from structkd.ranking.data.collection import Collection
 from structkd.ranking.export import ExportResult, export
-from structkd.ranking.students import student
-from structkd.ranking.tk import TkConfig, TkModel, TkScorer
+from structkd.ranking.models.bi_encoder import BiScorer
+from structkd.ranking.models.cross_encoder import CrossScorer
+from structkd.ranking.models.students import student
+from structkd.ranking.models.tk import TkConfig, TkModel, TkScorer
 
 runtime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")

@@ -7,7 +7,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity
 
-from structkd.ranking.isotropy import ANISOTROPIC, Whitening, mean_cosine
+from structkd.ranking.self_distillation.isotropy import ANISOTROPIC, Whitening, mean_cosine
 
 
 def leaning(texts: int = 300, dimension: int = 12) -> np.ndarray:

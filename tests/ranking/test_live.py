@@ -9,14 +9,14 @@ import torch
 
 from structkd.errors import DataError, UsageError
 from structkd.ids import Ids, Pairs, Texts
-from structkd.ranking.bi_encoder import BiScorer
-from structkd.ranking.data import Collection
-from structkd.ranking.in_batch import allowed, in_batch_margin_mse, tas_balanced, tct
-from structkd.ranking.live import InBatchLoss, LiveConfig, RememberingScorer, cached_live, topic_plan
-from structkd.ranking.multi_vector import MultiVectorScorer
-from structkd.ranking.static import StaticScorer
-from structkd.ranking.topics import TopicPlan, balanced, topics_of, with_pairs
-from structkd.ranking.train import FitConfig, Lists, batch_of, fit, lists_of
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.models.bi_encoder import BiScorer
+from structkd.ranking.models.multi_vector import MultiVectorScorer
+from structkd.ranking.models.static import StaticScorer
+from structkd.ranking.training.in_batch import allowed, in_batch_margin_mse, tas_balanced, tct
+from structkd.ranking.training.live import InBatchLoss, LiveConfig, RememberingScorer, cached_live, topic_plan
+from structkd.ranking.training.topics import TopicPlan, balanced, topics_of, with_pairs
+from structkd.ranking.training.train import FitConfig, Lists, batch_of, fit, lists_of
 from structkd.scores.cache import CachedScorer
 from structkd.scores.store import open as open_store
 

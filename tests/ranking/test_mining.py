@@ -12,8 +12,8 @@ import torch
 from structkd.cli.app import run
 from structkd.errors import UsageError
 from structkd.ids import Ids, Pairs, Texts
-from structkd.ranking.data import Collection, load, normalise
-from structkd.ranking.negatives import MineConfig, bm25_candidates, mine
+from structkd.ranking.data.collection import Collection, load, normalise
+from structkd.ranking.data.negatives import MineConfig, bm25_candidates, mine
 from structkd.scores import TeacherSpec, write_pairs
 from structkd.trec import Run, read_run
 

@@ -9,15 +9,15 @@ from sentence_transformers import MultiVectorEncoder
 
 from structkd.errors import UsageError
 from structkd.ids import Ids, Pairs, Texts
-from structkd.ranking import maxsim as late
-from structkd.ranking import tokens
-from structkd.ranking.data import Collection
-from structkd.ranking.maxsim import Ragged, maxsim
-from structkd.ranking.multi_vector import MultiVectorScorer
-from structkd.ranking.prett import PrettScorer
-from structkd.ranking.prett_model import PrettConfig
-from structkd.ranking.scorer import NeuralScorer
-from structkd.ranking.students import load_student, student
+from structkd.ranking.data import tokens
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.models import maxsim as late
+from structkd.ranking.models.maxsim import Ragged, maxsim
+from structkd.ranking.models.multi_vector import MultiVectorScorer
+from structkd.ranking.models.prett import PrettScorer
+from structkd.ranking.models.prett_model import PrettConfig
+from structkd.ranking.models.scorer import NeuralScorer
+from structkd.ranking.models.students import load_student, student
 
 VARIANTS = ["stanford", "matchmaker"]
 
@@ -145,7 +145,7 @@ def test_scores_depend_on_no_other_pair(variant: str, tiny: str, pairs: Pairs, m
     monkeypatch.setattr(tokens, "_CPU_BUDGET", 1)
     torch.testing.assert_close(scorer.score(pairs), together, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scorer.eval()(pairs), together, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr("structkd.ranking.multi_vector._DOCUMENTS_AT_ONCE", 3)
+    monkeypatch.setattr("structkd.ranking.models.multi_vector._DOCUMENTS_AT_ONCE", 3)
     torch.testing.assert_close(scorer.score(pairs), together, rtol=1e-4, atol=1e-5)
 
 

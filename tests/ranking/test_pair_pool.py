@@ -8,9 +8,16 @@ from scipy.stats import spearmanr
 
 from structkd.errors import DataError
 from structkd.ids import Ids, Texts
-from structkd.ranking.data import Collection
-from structkd.ranking.pair_pool import gold_of_file, overlap, pool_of_collection, pool_of_file, read_pair_file, swapped
-from structkd.ranking.selection import PhaseRow, best_row, held_out_loss, spearman, split_pool
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.data.pair_pool import (
+    gold_of_file,
+    overlap,
+    pool_of_collection,
+    pool_of_file,
+    read_pair_file,
+    swapped,
+)
+from structkd.ranking.evaluation.selection import PhaseRow, best_row, held_out_loss, spearman, split_pool
 from structkd.trec import Run
 
 TEN = [(f"left {i}", f"right {i}") for i in range(10)]

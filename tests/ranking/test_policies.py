@@ -11,15 +11,15 @@ import torch
 from structkd import index, objectives, scores
 from structkd.errors import DataError, UsageError
 from structkd.ids import Pairs
-from structkd.ranking.bi_encoder import BiScorer
-from structkd.ranking.data import Collection
+from structkd.ranking.data.collection import Collection
 from structkd.ranking.distillation import DistillConfig, distill
-from structkd.ranking.dual import DualBiScorer
-from structkd.ranking.policies import Policies, asked, grids, kept, own_items
-from structkd.ranking.sources import Bm25Scorer, RunScorer
-from structkd.ranking.static import StaticScorer
-from structkd.ranking.students import load_student
-from structkd.ranking.train import Lists, lists_of
+from structkd.ranking.models.bi_encoder import BiScorer
+from structkd.ranking.models.dual import DualBiScorer
+from structkd.ranking.models.static import StaticScorer
+from structkd.ranking.models.students import load_student
+from structkd.ranking.teachers.sources import Bm25Scorer, RunScorer
+from structkd.ranking.training.policies import Policies, asked, grids, kept, own_items
+from structkd.ranking.training.train import Lists, lists_of
 from structkd.runs import Run
 from structkd.scores.cache import StoredScorer
 from structkd.scores.manifest import TeacherSpec

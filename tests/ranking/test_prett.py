@@ -9,12 +9,12 @@ from transformers import AutoModel, DistilBertConfig, DistilBertModel
 
 from structkd.errors import DataError, UsageError
 from structkd.ids import Ids, Pairs, Texts
-from structkd.ranking import tokens
-from structkd.ranking.prett import PrettScorer
-from structkd.ranking.prett_model import PrettConfig, PrettModel
-from structkd.ranking.prett_store import DocumentStates
-from structkd.ranking.scorer import quiet_loading
-from structkd.ranking.students import load_student, student
+from structkd.ranking.data import tokens
+from structkd.ranking.models.prett import PrettScorer
+from structkd.ranking.models.prett_model import PrettConfig, PrettModel
+from structkd.ranking.models.prett_store import DocumentStates
+from structkd.ranking.models.scorer import quiet_loading
+from structkd.ranking.models.students import load_student, student
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_scores_depend_on_no_other_pair(scorer: PrettScorer, pairs: Pairs, monke
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scorer(pairs), together, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(tokens, "_CPU_BUDGET", 1)
-    monkeypatch.setattr("structkd.ranking.prett._DOCUMENTS_AT_ONCE", 2)
+    monkeypatch.setattr("structkd.ranking.models.prett._DOCUMENTS_AT_ONCE", 2)
     torch.testing.assert_close(scorer.score(pairs), together, rtol=1e-4, atol=1e-5)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from structkd.ranking.encoders import weights_sha256
+from structkd.ranking.models.encoders import weights_sha256
 from tests.ranking import processes
 
 PROGRAM = [str(Path(processes.__file__))]

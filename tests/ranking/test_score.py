@@ -14,11 +14,11 @@ from structkd.acquisition import gains
 from structkd.cli.app import run
 from structkd.errors import DataError, TeacherMismatchError, UsageError
 from structkd.ids import Pairs
-from structkd.ranking.budget import BudgetConfig, judged, read_triples, union, within_budget
-from structkd.ranking.cross_encoder import CrossScorer
-from structkd.ranking.data import Collection
-from structkd.ranking.negatives import bm25_candidates
-from structkd.ranking.sources import open_teacher
+from structkd.ranking.data.budget import BudgetConfig, judged, read_triples, union, within_budget
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.data.negatives import bm25_candidates
+from structkd.ranking.models.cross_encoder import CrossScorer
+from structkd.ranking.teachers.sources import open_teacher
 from structkd.trec import Run, write_run
 
 
@@ -168,7 +168,7 @@ def test_without_ray_its_extra_is_named(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "structkd.ranking.teacher_ray", raising=False)
+    monkeypatch.delitem(sys.modules, "structkd.ranking.teachers.teacher_ray", raising=False)
     line = ["ranking", "score", "--collection", folder, "--teacher", "bm25", "--out", folder.parent / "r"]
     assert run([*map(str, line), "--ray-workers", "2"]) == 1
     assert "--ray-workers needs ray, which is not installed. Run: pip install" in capsys.readouterr().err
@@ -178,7 +178,7 @@ def test_without_ray_its_extra_is_named(
 @pytest.mark.filterwarnings("ignore")
 def test_ray_actors_fill_the_same_store(folder: Path, small: Collection) -> None:
     pytest.importorskip("ray", reason='needs the extra "ray"')
-    from structkd.ranking.teacher_ray import produce_with_ray
+    from structkd.ranking.teachers.teacher_ray import produce_with_ray
 
     pairs = small.pairs_of(bm25_candidates(small, 10))
     opener = partial(open_teacher, "bm25", small.documents)

@@ -24,13 +24,15 @@ from structkd import scores
 from structkd.cli.app import run as command_line
 from structkd.errors import DataError, UsageError
 from structkd.files import read_json
-from structkd.ranking import self_distill as module
-from structkd.ranking.bi_encoder import BiScorer
-from structkd.ranking.cross_encoder import CrossScorer
-from structkd.ranking.encoders import quiet_loading, train_tokenizer
-from structkd.ranking.isotropy import WhitenedScorer, Whitening, mean_cosine, sentence_vectors
-from structkd.ranking.pair_pool import PairPool, gold_of_file, pool_of_file, swapped
-from structkd.ranking.pseudo_labels import (
+from structkd.ranking.data.pair_pool import PairPool, gold_of_file, pool_of_file, swapped
+from structkd.ranking.evaluation.selection import split_pool
+from structkd.ranking.models.bi_encoder import BiScorer
+from structkd.ranking.models.cross_encoder import CrossScorer
+from structkd.ranking.models.encoders import quiet_loading, train_tokenizer
+from structkd.ranking.self_distillation import cycles as module
+from structkd.ranking.self_distillation.cycles import SelfDistillConfig, SelfDistillResult, self_distill
+from structkd.ranking.self_distillation.isotropy import WhitenedScorer, Whitening, mean_cosine, sentence_vectors
+from structkd.ranking.self_distillation.pseudo_labels import (
     SentenceScorer,
     averaged,
     calibrated,
@@ -39,9 +41,7 @@ from structkd.ranking.pseudo_labels import (
     orders,
     unit_targets,
 )
-from structkd.ranking.selection import split_pool
-from structkd.ranking.self_distill import SelfDistillConfig, SelfDistillResult, self_distill
-from structkd.ranking.train import Lists
+from structkd.ranking.training.train import Lists
 
 WORDS = list("abcdefghijklmnopqrst")  # one token each, whatever the vocabulary is cut to
 FAST = SelfDistillConfig(

@@ -11,16 +11,16 @@ from sentence_transformers import CrossEncoder
 
 from structkd.errors import DataError, TeacherMismatchError, UsageError
 from structkd.ids import Ids, Pairs, Texts
-from structkd.ranking.bi_encoder import BiScorer
-from structkd.ranking.cross_encoder import CrossScorer
-from structkd.ranking.data import Collection
-from structkd.ranking.losses import LOSSES, listwise_labels, pointwise_labels, ranknet_labels
-from structkd.ranking.multi_vector import MultiVectorScorer
-from structkd.ranking.negatives import MineConfig, bm25_candidates, labelled_lists, mine
-from structkd.ranking.sources import Bm25Scorer, EnsembleScorer, RunScorer, open_teacher
-from structkd.ranking.students import student
-from structkd.ranking.teacher import TeacherConfig, mean_ndcg, ndcg_of, score_pairs, teach
-from structkd.ranking.train import lists_of
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.data.negatives import MineConfig, bm25_candidates, labelled_lists, mine
+from structkd.ranking.models.bi_encoder import BiScorer
+from structkd.ranking.models.cross_encoder import CrossScorer
+from structkd.ranking.models.multi_vector import MultiVectorScorer
+from structkd.ranking.models.students import student
+from structkd.ranking.teachers.sources import Bm25Scorer, EnsembleScorer, RunScorer, open_teacher
+from structkd.ranking.teachers.teacher import TeacherConfig, mean_ndcg, ndcg_of, score_pairs, teach
+from structkd.ranking.training.losses import LOSSES, listwise_labels, pointwise_labels, ranknet_labels
+from structkd.ranking.training.train import lists_of
 from structkd.scores.cache import CachedScorer
 from structkd.trec import Run, run_of, write_run
 
@@ -184,7 +184,7 @@ def test_a_finished_training_is_returned_as_it_is_and_another_one_is_refused(
 ) -> None:
     config = TeacherConfig(epochs=1, negatives=1, max_length=32)
     first = teach(small, config, init=tiny, out=tmp_path / "t")
-    monkeypatch.setattr("structkd.ranking.teacher.fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("structkd.ranking.teachers.teacher.fit", lambda *_, **__: pytest.fail("trained again"))
     again = teach(small, config, init=tiny, out=tmp_path / "t")
     assert again.metrics == first.metrics
     assert again.history == first.history

@@ -8,8 +8,8 @@ import torch
 from structkd import objectives
 from structkd.errors import DataError, UsageError
 from structkd.ids import Ids, Pairs, Texts
-from structkd.ranking.encoders import NeuralScorer, open_scorer, student
-from structkd.ranking.tk import MU, TkConfig, TkModel, TkScorer, kernel_sums, positions, words_of
+from structkd.ranking.models.encoders import NeuralScorer, open_scorer, student
+from structkd.ranking.models.tk import MU, TkConfig, TkModel, TkScorer, kernel_sums, positions, words_of
 
 SMALL = TkConfig(dimension=16, heads=2, feed_forward=16, layers=1, buckets=8)
 DOCUMENTS = ["Red boats on the sea", "the sea, the blue sea!", "cars", "", "red_cars and boats and cars and the sea"]

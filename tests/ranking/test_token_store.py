@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from structkd.ids import Ids, Pairs, Texts
-from structkd.ranking.encoders import BiScorer, CrossScorer, StaticScorer
-from structkd.ranking.token_store import TokenStore, hashes_of
-from structkd.ranking.tokens import TokenCache
+from structkd.ranking.data.token_store import TokenStore, hashes_of
+from structkd.ranking.data.tokens import TokenCache
+from structkd.ranking.models.encoders import BiScorer, CrossScorer, StaticScorer
 
 
 def letters(keys: list[str]) -> list[NDArray[np.int32]]:

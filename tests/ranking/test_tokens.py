@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from structkd.ids import Pairs
-from structkd.ranking import tokens as tokens_module
-from structkd.ranking.encoders import BiScorer, CrossScorer, NeuralScorer
-from structkd.ranking.tokens import in_batches, token_budget, token_embedding
+from structkd.ranking.data import tokens as tokens_module
+from structkd.ranking.data.tokens import in_batches, token_budget, token_embedding
+from structkd.ranking.models.encoders import BiScorer, CrossScorer, NeuralScorer
 
 
 def gradients(student: NeuralScorer, pairs: Pairs) -> tuple[Tensor, dict[str, Tensor]]:

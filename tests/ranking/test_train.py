@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from structkd.errors import DataError, UsageError
 from structkd.objectives import margin_mse
-from structkd.ranking.data import Collection
-from structkd.ranking.encoders import BiScorer, StaticScorer, weights_sha256
-from structkd.ranking.train import (
+from structkd.ranking.data.collection import Collection
+from structkd.ranking.models.encoders import BiScorer, StaticScorer, weights_sha256
+from structkd.ranking.training.train import (
     Batch,
     FitConfig,
     Lists,

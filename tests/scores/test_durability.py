@@ -17,14 +17,15 @@ import pytest
 from structkd import scores
 from structkd.errors import CorruptFileError, DataError, UsageError
 from structkd.files import write_json
-from structkd.scores import PairScores, TeacherSpec, id_table, log
-from structkd.scores.compaction import compact
-from structkd.scores.log import PairLog
+from structkd.scores import PairScores, TeacherSpec
+from structkd.scores.compaction.compact import compact
+from structkd.scores.layout import id_table, log
+from structkd.scores.layout.log import PairLog
+from structkd.scores.layout.part_list import PartList
+from structkd.scores.layout.parts import read_pair_part
+from structkd.scores.layout.sealed import sealed_bytes
+from structkd.scores.layout.snapshot import latest, snapshot_numbers
 from structkd.scores.manifest import ScoreManifest, sealed
-from structkd.scores.part_list import PartList
-from structkd.scores.parts import read_pair_part
-from structkd.scores.sealed import sealed_bytes
-from structkd.scores.snapshot import latest, snapshot_numbers
 
 SPEC = TeacherSpec("teacher", max_length=512)
 UNITS, UNIT_ROWS = 240, 25
@@ -35,7 +36,7 @@ DRIVER = """
 import os, random, signal, sys, time
 sys.path.insert(0, sys.argv[4])
 from test_durability import SPEC, plan, value
-from structkd.scores.log import PairLog
+from structkd.scores.layout.log import PairLog
 folder, rounds, seed, names = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[5]
 rng = random.Random(seed)
 for number in range(rounds):
@@ -339,7 +340,7 @@ def test_readers_during_compaction(tmp_path: Path) -> None:
 
 
 def test_a_lost_race_for_a_snapshot_number_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from structkd.scores import compaction
+    from structkd.scores.compaction import compact as compaction
 
     folder = small_store(tmp_path, compacted=False)
     real, raced = compaction.compact_pairs, []
@@ -486,7 +487,7 @@ def test_a_really_full_disk(tmp_path: Path, how: str) -> None:
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from structkd.scores import compaction
+    from structkd.scores.compaction import compact as compaction
 
     folder = small_store(tmp_path)
     before = scores.open(folder).lookup(["a"], ["1"])

@@ -13,8 +13,9 @@ import pytest
 
 from structkd import scores
 from structkd.errors import ConflictingScoresError, DataError, UsageError
-from structkd.scores import READERS, WRITERS, TeacherSpec, formats
-from structkd.scores.formats_base import NodeTable, ScoreTable
+from structkd.scores import READERS, WRITERS, TeacherSpec
+from structkd.scores.formats import registry as formats
+from structkd.scores.formats.base import NodeTable, ScoreTable
 
 LISTS = {"q1": {"d1": 9.5, "d2": -1.25, "d3": 3.0}, "q2": {"d3": 0.5, "d1": 0.25}}
 QUERY_TEXTS = {"q1": "what is it", "q2": "who did it"}

@@ -15,11 +15,17 @@ from structkd import scores
 from structkd.cli.app import run
 from structkd.errors import ConflictingScoresError, DataError
 from structkd.packed import open_packed, packed_writer, unpacked
-from structkd.scores import TeacherSpec, delimited, formats, formats_base, formats_json, formats_pickle, formats_tables
-from structkd.scores.delimited import Layout, read_columns
+from structkd.scores import TeacherSpec
+from structkd.scores.formats import base as formats_base
+from structkd.scores.formats import delimited
+from structkd.scores.formats import json_lines as formats_json
+from structkd.scores.formats import pickles as formats_pickle
+from structkd.scores.formats import registry as formats
+from structkd.scores.formats import tables as formats_tables
+from structkd.scores.formats.delimited import Layout, read_columns
+from structkd.scores.layout.parts import part_names
+from structkd.scores.layout.snapshot import manifest_path
 from structkd.scores.manifest import ScoreManifest
-from structkd.scores.parts import part_names
-from structkd.scores.snapshot import manifest_path
 
 LISTS = {
     f"q{i}": {f"d{j}": float(np.float16(random.Random(100 * i + j).uniform(-9, 9))) for j in range(i, i + 7)}

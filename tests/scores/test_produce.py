@@ -14,7 +14,7 @@ from structkd import scores
 from structkd.errors import DataError, MissingScoreError, UsageError
 from structkd.ids import Ids, Pairs, Texts
 from structkd.scores import StoredScorer, TeacherSpec
-from structkd.scores.log import PairLog
+from structkd.scores.layout.log import PairLog
 from structkd.scores.produce import Production, Share, produce, reported
 
 QUERIES = Texts(Ids([f"q{i}" for i in range(20)]), [f"question {i}" for i in range(20)])

@@ -11,7 +11,7 @@ from structkd.errors import CorruptFileError, DataError, MissingScoreError, Teac
 from structkd.ids import Ids, Pairs, Texts
 from structkd.scores import StoredScorer, TeacherSpec
 from structkd.scores.bundle import plain_integers
-from structkd.scores.compaction import compact
+from structkd.scores.compaction.compact import compact
 
 SPEC = TeacherSpec("org/teacher", revision="abc")
 NODES = TeacherSpec("gcn", kind="rows", weights_sha256="w")
@@ -199,7 +199,7 @@ def test_node_blocks_and_half_floats(tmp_path: Path) -> None:
 
 
 def test_every_finite_half_float_widens_exactly() -> None:
-    from structkd.scores._lookup import gather_rows
+    from structkd.scores.layout._lookup import gather_rows
 
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)].reshape(-1, 31)  # zeros, denormals, both signs
@@ -225,7 +225,7 @@ def test_safetensors_reads_the_blocks_and_they_are_aligned(tmp_path: Path) -> No
 
 
 def test_node_ranges_are_planned_and_missing_ones_named(tmp_path: Path) -> None:
-    from structkd.scores.log import RowLog
+    from structkd.scores.layout.log import RowLog
 
     logits = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
     log = RowLog.open(tmp_path, NODES, "g", 100, 3)

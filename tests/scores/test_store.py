@@ -21,14 +21,14 @@ from structkd.errors import (
 from structkd.files import write_json
 from structkd.ids import Ids, Pairs, Texts
 from structkd.scores import CachedScorer, PairScores, StoredScorer, TeacherSpec
-from structkd.scores._lookup import find_numba, find_numpy
-from structkd.scores.compaction import compact
-from structkd.scores.document_rows import PackedRows
-from structkd.scores.log import PairLog, Unit
+from structkd.scores.compaction.compact import compact
+from structkd.scores.layout._lookup import find_numba, find_numpy
+from structkd.scores.layout.document_rows import PackedRows
+from structkd.scores.layout.log import PairLog, Unit
+from structkd.scores.layout.parts import split_keys
+from structkd.scores.layout.shards import Shards
+from structkd.scores.layout.snapshot import Csr, latest, map_csr, write_csr
 from structkd.scores.manifest import ScoreManifest, sealed
-from structkd.scores.parts import split_keys
-from structkd.scores.shards import Shards
-from structkd.scores.snapshot import Csr, latest, map_csr, write_csr
 
 SPEC = TeacherSpec("teacher", revision="abc", max_length=512)
 
@@ -259,7 +259,7 @@ def test_float16_where_it_is_enough_and_float32_where_it_is_not(tmp_path: Path) 
 
 @pytest.mark.parametrize("file_rows", [400, 1000])  # a sorted piece a file, and pieces spooled into one file
 def test_files_split_by_query_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_rows: int) -> None:
-    from structkd.scores import compact_pairs
+    from structkd.scores.compaction import pairs as compact_pairs
 
     queries, documents, values, slow = random_pairs(3000)
     scores.write_pairs(tmp_path, SPEC, queries, documents, values)

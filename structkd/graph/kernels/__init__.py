@@ -1,0 +1,1 @@
+"""Numba kernels over compressed rows and half edges, on CPU."""

@@ -1,0 +1,1 @@
+"""Published methods, one file a family; `table` lists all."""

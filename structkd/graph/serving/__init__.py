@@ -1,0 +1,1 @@
+"""Students in production: files, latency, when to believe an answer."""

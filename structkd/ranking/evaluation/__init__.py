@@ -1,0 +1,1 @@
+"""Measures, wins and losses, what serving costs, and which weights to keep."""

@@ -1,0 +1,1 @@
+"""The architectures, as students and as teachers, each a Scorer with gradients."""

@@ -1,0 +1,1 @@
+"""Bi- and cross-encoders that teach each other without labels."""

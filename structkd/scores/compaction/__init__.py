@@ -1,0 +1,1 @@
+"""Parts of a log become one snapshot, sorted and distinct, in bounded memory."""
