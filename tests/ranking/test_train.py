@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from structkd.errors import DataError, UsageError
+from structkd.files import write_text
 from structkd.objectives import margin_mse
 from structkd.ranking.data.collection import Collection
 from structkd.ranking.models.encoders import BiScorer, StaticScorer, weights_sha256
@@ -19,6 +20,7 @@ from structkd.ranking.training.train import (
     Lists,
     Plan,
     batch_of,
+    clear_checkpoint,
     fit,
     lists_of,
     plan_of,
@@ -144,6 +146,15 @@ def test_an_interrupted_run_ends_like_one_that_was_not(
     assert (result.best_step, result.best_value) == (expected.best_step, expected.best_value)
     assert weights_sha256(again) == weights_sha256(whole)
     assert cut.metrics() == run.metrics()
+
+
+def test_what_a_killed_write_left_goes_with_the_checkpoint(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", "test")
+    for name in ("checkpoint/.tmp-0123-state.pt", "checkpoint/state.pt", "tokens/ids.bin"):
+        write_text(run.folder / name, "")
+    clear_checkpoint(run)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.toml", "run.json"]
+    clear_checkpoint(run)  # nothing there
 
 
 def test_a_checkpoint_of_other_settings_is_refused(small: Collection, tmp_path: Path) -> None:

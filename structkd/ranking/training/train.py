@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -520,11 +519,8 @@ class _Loop:
 
 def clear_checkpoint(run: Run) -> None:
     """Remove the training state and the token ids of a finished run."""
-    path = run.folder / "checkpoint" / "state.pt"
-    if path.is_file():
-        os.unlink(path)
-        path.parent.rmdir()
-    shutil.rmtree(run.folder / "tokens", ignore_errors=True)
+    for name in ("checkpoint", "tokens"):  # with what a run that was killed left half written in them
+        shutil.rmtree(run.folder / name, ignore_errors=True)
 
 
 def scored_grid(model: nn.Module, batch: Batch) -> Float[Tensor, "lists items"]:
