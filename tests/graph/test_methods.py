@@ -309,7 +309,9 @@ def test_moments_and_their_gap(small):
     )
 
 
-def test_curvature_is_exact_optimal_transport(small):
+@pytest.mark.parametrize("table", [1 << 29, 0])  # of nodes two steps apart, or rows merged
+def test_curvature_is_exact_optimal_transport(small, table, monkeypatch):
+    monkeypatch.setattr(_transport, "BALL_BYTES", table)
     task = small[0]
     starts, columns = task.adjacency.starts.numpy(), task.adjacency.columns.numpy()
     edges = np.zeros(len(columns))
@@ -321,14 +323,18 @@ def test_curvature_is_exact_optimal_transport(small):
     assert float(curvature(task)[8]) == 0
 
 
-def test_transport_of_random_masses_equals_a_linear_program():
+@pytest.mark.parametrize("costs", [(0, 4), (1, 4), (2, 3), (0, 9)])
+def test_transport_of_random_masses_equals_a_linear_program(costs):
     from scipy.optimize import linprog
 
     random = np.random.default_rng(0)
-    for _ in range(20):
+    for even in [True, False] * 10:
         rows, columns = random.integers(1, 7, size=2)
-        cost = random.integers(0, 4, size=(rows, columns)).astype(float)
+        cost = random.integers(*costs, size=(rows, columns))
         supply, demand = np.full(rows, columns), np.full(columns, rows)
+        if not even:  # some have none to give or to take
+            supply = random.integers(0, 5, size=rows)
+            demand = random.multinomial(supply.sum(), np.full(columns, 1 / columns)).astype(np.int64)
         constraints = np.vstack([
             np.kron(np.eye(rows), np.ones(columns)), np.kron(np.ones(rows), np.eye(columns)),
         ])  # fmt: skip

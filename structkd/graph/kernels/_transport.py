@@ -1,140 +1,256 @@
-"""Numba kernel: exact optimal transport between the neighbourhoods at the two ends of an edge."""
+"""Numba kernels: exact optimal transport between the neighbourhoods at the two ends of an edge."""
 
 from typing import no_type_check
 
 import numpy as np
 from numba import njit
 
+BALL_BYTES = 1 << 29
+"Most memory of the table that tells at once which nodes are two steps apart; a larger graph merges rows instead."
+
+
+@no_type_check
+def edge_curvature(starts, columns, idleness, out):
+    """Fill out[position] for every directed edge i < j with 1 - W1(m_i, m_j), and its mirror image.
+
+    m_i puts `idleness` parts of d_i + idleness on i and one part on each neighbour.
+    """
+    nodes = len(starts) - 1
+    words = (nodes + 63) // 64
+    balls = np.zeros((nodes, words) if nodes * words * 8 <= BALL_BYTES else (0, 0), dtype=np.uint64)
+    _fill(starts, columns, idleness, balls, out)
+
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _common(columns, start_a, end_a, start_b, end_b):  # pragma: no cover
-    """Whether two sorted rows share an entry."""
-    a, b = start_a, start_b
-    while a < end_a and b < end_b:
-        if columns[a] == columns[b]:
+def _fill(starts, columns, idleness, balls, out):  # pragma: no cover
+    nodes = len(starts) - 1
+    if len(balls):
+        _mark_balls(starts, columns, balls)
+    touched = np.full(nodes, -1)  # whose neighbour a node is, for the row of costs at hand
+    excess = np.zeros(nodes, dtype=np.int64)  # m_i - m_j in parts of the product of both totals
+    for i in range(nodes):
+        for position in range(starts[i], starts[i + 1]):
+            j = columns[position]
+            if j <= i:
+                continue
+            mass_i, mass_j = starts[i + 1] - starts[i] + idleness, starts[j + 1] - starts[j] + idleness
+            excess[i] += idleness * mass_j
+            excess[j] -= idleness * mass_i
+            for place in range(starts[i], starts[i + 1]):
+                excess[columns[place]] += mass_j
+            for place in range(starts[j], starts[j + 1]):
+                excess[columns[place]] -= mass_i
+            # steps are a metric: mass that both have at a node stays there, and i and j are neighbours of each other
+            sources, supply = _kept(starts, columns, i, excess, 1)
+            sinks, demand = _kept(starts, columns, j, excess, -1)
+            excess[i] = excess[j] = 0
+            for end in (i, j):
+                for place in range(starts[end], starts[end + 1]):
+                    excess[columns[place]] = 0
+            cost = np.empty((len(sources), len(sinks)), dtype=np.int8)
+            for row in range(len(sources)):
+                source = sources[row]
+                for place in range(starts[source], starts[source + 1]):
+                    touched[columns[place]] = source
+                for column in range(len(sinks)):
+                    sink = sinks[column]
+                    cost[row, column] = (
+                        1 if touched[sink] == source else 2 if _near(starts, columns, balls, source, sink) else 3
+                    )
+            value = 1 - transport(cost, supply, demand) / (mass_i * mass_j)
+            out[position] = value
+            out[starts[j] + np.searchsorted(columns[starts[j] : starts[j + 1]], i)] = value
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _mark_balls(starts, columns, balls):  # pragma: no cover
+    """Bit b of row a: some node is a neighbour of both."""
+    for a in range(len(starts) - 1):
+        for place in range(starts[a], starts[a + 1]):
+            middle = columns[place]
+            for other in range(starts[middle], starts[middle + 1]):
+                b = columns[other]
+                balls[a, b >> 6] |= np.uint64(1) << np.uint64(b & 63)
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _near(starts, columns, balls, a, b):  # pragma: no cover
+    """Whether some node is a neighbour of both."""
+    if len(balls):
+        return (balls[a, b >> 6] >> np.uint64(b & 63)) & np.uint64(1) == 1
+    first, second = starts[a], starts[b]
+    while first < starts[a + 1] and second < starts[b + 1]:
+        if columns[first] == columns[second]:
             return True
-        if columns[a] < columns[b]:
-            a += 1
+        if columns[first] < columns[second]:
+            first += 1
         else:
-            b += 1
+            second += 1
     return False
 
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _distance(starts, columns, a, b):  # pragma: no cover
-    """Steps between two nodes that are known to be at most 3 apart."""
-    if a == b:
-        return 0
-    place = starts[a] + np.searchsorted(columns[starts[a] : starts[a + 1]], b)
-    if place < starts[a + 1] and columns[place] == b:
-        return 1
-    return 2 if _common(columns, starts[a], starts[a + 1], starts[b], starts[b + 1]) else 3
+def _kept(starts, columns, i, excess, sign):  # pragma: no cover
+    """The nodes of a closed neighbourhood whose excess has this sign, and how much it is."""
+    room = starts[i + 1] - starts[i] + 1
+    nodes, masses, count = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64), 0
+    for place in range(starts[i], starts[i + 1] + 1):
+        node = columns[place] if place < starts[i + 1] else i
+        mass = sign * excess[node]
+        if mass > 0:
+            nodes[count], masses[count] = node, mass
+            count += 1
+    return nodes[:count], masses[:count]
 
 
 @njit(cache=True, nogil=True)
 @no_type_check
 def transport(cost, supply, demand):  # pragma: no cover
-    """Least sum of cost * flow that moves `supply` to `demand` (whole numbers of one total), by shortest paths.
+    """Least sum of cost * flow that moves `supply` to `demand`, all whole numbers, both of one total.
 
-    Successive shortest augmenting paths with potentials over the dense bipartite graph of sources and sinks.
+    Primal-dual: the length of a shortest augmenting path never falls and never exceeds the largest cost, since every
+    source reaches every sink at once. So there are at most as many phases as costs differ, each a maximal flow over
+    edges of no reduced cost (Dinic), and what is left for the last one needs no flow at all.
     """
     sources, sinks = cost.shape
-    flow = np.zeros((sources, sinks), dtype=np.int64)
+    flow = np.zeros((sinks, sources), dtype=np.int64)  # always read along the sources of one sink
     left, wanted = supply.copy(), demand.copy()
-    high, low = np.zeros(sources), np.zeros(sinks)  # potentials
-    total, remaining = 0.0, left.sum()
-    far = 1e18
-    while remaining > 0:
-        to_source, to_sink = np.full(sources, far), np.full(sinks, far)
-        from_sink, from_source = np.full(sources, -1), np.full(sinks, -1)
-        done_source, done_sink = np.zeros(sources, dtype=np.bool_), np.zeros(sinks, dtype=np.bool_)
-        for i in range(sources):
-            if left[i] > 0:
-                to_source[i] = 0.0
-        while True:
-            best, kind, at = far, 0, -1
-            for i in range(sources):
-                if not done_source[i] and to_source[i] < best:
-                    best, kind, at = to_source[i], 0, i
-            for j in range(sinks):
-                if not done_sink[j] and to_sink[j] < best:
-                    best, kind, at = to_sink[j], 1, j
-            if at < 0:
-                break
-            if kind == 0:
-                done_source[at] = True
-                for j in range(sinks):
-                    length = best + cost[at, j] + high[at] - low[j]
-                    if length < to_sink[j] - 1e-12:
-                        to_sink[j], from_source[j] = length, at
-            else:
-                done_sink[at] = True
-                for i in range(sources):
-                    if flow[i, at] > 0:
-                        length = best - cost[i, at] - high[i] + low[at]
-                        if length < to_source[i] - 1e-12:
-                            to_source[i], from_sink[i] = length, at
-        end, shortest = -1, far
-        for j in range(sinks):
-            if wanted[j] > 0 and to_sink[j] < shortest:
-                end, shortest = j, to_sink[j]
-        for i in range(sources):
-            high[i] += min(to_source[i], shortest)
-        for j in range(sinks):
-            low[j] += min(to_sink[j], shortest)
-        amount, j = wanted[end], end
-        while True:
-            i = from_source[j]
-            if from_sink[i] < 0:
-                amount = min(amount, left[i])
-                break
-            j = from_sink[i]
-            amount = min(amount, flow[i, j])
-        wanted[end] -= amount
-        j = end
-        while True:
-            i = from_source[j]
-            flow[i, j] += amount
-            if from_sink[i] < 0:
-                left[i] -= amount
-                break
-            j = from_sink[i]
-            flow[i, j] -= amount
-        remaining -= amount
-    for i in range(sources):
-        for j in range(sinks):
-            total += cost[i, j] * flow[i, j]
-    return total
+    high, low = np.zeros(sources, dtype=np.int64), np.zeros(sinks, dtype=np.int64)  # potentials
+    total, remaining = 0, left.sum()
+    if remaining == 0:
+        return total
+    largest = np.int64(cost.max())
+    while True:
+        length = _shortest(cost, flow, left, wanted, high, low, largest)
+        if length == largest:
+            return total + largest * remaining
+        moved = _saturate(cost, flow, left, wanted, high, low)
+        total, remaining = total + length * moved, remaining - moved
+        if remaining == 0:
+            return total
 
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def edge_curvature(starts, columns, idleness, out):  # pragma: no cover
-    """Fill out[position] for every directed edge i < j with 1 - W1(m_i, m_j), and its mirror image.
+def _shortest(cost, flow, left, wanted, high, low, largest):  # pragma: no cover
+    """Raise the potentials to the distances from what is left; the length of a shortest path to what is wanted."""
+    sources, sinks = cost.shape
+    far = largest + 1
+    to_source, to_sink = np.full(sources, far), np.full(sinks, far)
+    for i in range(sources):
+        if left[i] > 0:
+            to_source[i] = 0
+    done_source, done_sink = np.zeros(sources, dtype=np.bool_), np.zeros(sinks, dtype=np.bool_)
+    for distance in range(far):
+        found = True
+        while found:
+            found = False
+            for i in range(sources):
+                if to_source[i] == distance and not done_source[i]:
+                    done_source[i] = found = True
+                    for j in range(sinks):
+                        to_sink[j] = min(to_sink[j], distance + cost[i, j] + high[i] - low[j])
+            for j in range(sinks):
+                if to_sink[j] == distance and not done_sink[j]:
+                    done_sink[j] = found = True
+                    for i in range(sources):
+                        if flow[j, i] > 0:  # of no reduced cost
+                            to_source[i] = min(to_source[i], distance)
+    nearest, end = far, 0
+    for j in range(sinks):
+        if wanted[j] > 0 and to_sink[j] < nearest:
+            nearest, end = to_sink[j], j
+    for i in range(sources):
+        high[i] += min(to_source[i], nearest)
+    for j in range(sinks):
+        low[j] += min(to_sink[j], nearest)
+    return low[end]
 
-    m_i puts `idleness` parts of d_i + idleness on i and one part on each neighbour.
-    """
-    for i in range(len(starts) - 1):
-        for position in range(starts[i], starts[i + 1]):
-            j = columns[position]
-            if j <= i:
-                continue
-            here, there = starts[i + 1] - starts[i], starts[j + 1] - starts[j]
-            first, second = np.empty(here + 1, dtype=np.int64), np.empty(there + 1, dtype=np.int64)
-            first[:here], second[:there] = columns[starts[i] : starts[i + 1]], columns[starts[j] : starts[j + 1]]
-            first[here], second[there] = i, j
-            cost = np.empty((here + 1, there + 1))
-            for a in range(here + 1):
-                for b in range(there + 1):
-                    cost[a, b] = _distance(starts, columns, first[a], second[b])
-            mass_first, mass_second = here + idleness, there + idleness
-            supply = np.full(here + 1, mass_second, dtype=np.int64)
-            demand = np.full(there + 1, mass_first, dtype=np.int64)
-            supply[here] *= idleness
-            demand[there] *= idleness
-            value = 1 - transport(cost, supply, demand) / (mass_first * mass_second)
-            out[position] = value
-            mirror = starts[j] + np.searchsorted(columns[starts[j] : starts[j + 1]], i)
-            out[mirror] = value
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _saturate(cost, flow, left, wanted, high, low):  # pragma: no cover
+    """A maximal flow over edges of no reduced cost; what it moved."""
+    sources, sinks = cost.shape
+    levels_source, levels_sink = np.empty(sources, dtype=np.int64), np.empty(sinks, dtype=np.int64)
+    next_source, next_sink = np.empty(sources, dtype=np.int64), np.empty(sinks, dtype=np.int64)
+    room = min(sources, sinks) + 1
+    path_source, path_sink = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
+    moved = 0
+    while _levels(cost, flow, left, wanted, high, low, levels_source, levels_sink):
+        next_source[:], next_sink[:] = 0, 0
+        for start in range(sources):
+            path_source[0], depth = start, 0
+            while left[start] > 0:
+                i, found = path_source[depth], False
+                while next_source[i] < sinks:
+                    j = next_source[i]
+                    if levels_sink[j] == levels_source[i] + 1 and cost[i, j] + high[i] == low[j]:
+                        found = True
+                        break
+                    next_source[i] += 1
+                if not found:
+                    if depth == 0:
+                        break
+                    depth -= 1
+                    next_sink[path_sink[depth]] += 1
+                else:
+                    path_sink[depth] = j
+                    if wanted[j] > 0:
+                        amount = min(left[start], wanted[j])
+                        for step in range(depth):
+                            amount = min(amount, flow[path_sink[step], path_source[step + 1]])
+                        for step in range(depth):
+                            flow[path_sink[step], path_source[step]] += amount
+                            flow[path_sink[step], path_source[step + 1]] -= amount
+                        flow[j, i] += amount
+                        left[start] -= amount
+                        wanted[j] -= amount
+                        moved += amount
+                        depth = 0
+                        continue
+                # at a sink that wants no more: on through a source that serves it, or back
+                j = path_sink[depth]
+                while next_sink[j] < sources:
+                    i = next_sink[j]
+                    if flow[j, i] > 0 and levels_source[i] == levels_sink[j] + 1:
+                        break
+                    next_sink[j] += 1
+                if next_sink[j] < sources:
+                    depth += 1
+                    path_source[depth] = next_sink[j]
+                else:
+                    next_source[path_source[depth]] += 1
+    return moved
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _levels(cost, flow, left, wanted, high, low, levels_source, levels_sink):  # pragma: no cover
+    """Steps from what is left over edges of no reduced cost; whether anything wanted is reached."""
+    sources, sinks = cost.shape
+    levels_source[:], levels_sink[:] = -1, -1
+    for i in range(sources):
+        if left[i] > 0:
+            levels_source[i] = 0
+    level, reached, grown = 0, False, True
+    while grown and not reached:
+        grown = False
+        for i in range(sources):
+            if levels_source[i] == level:
+                for j in range(sinks):
+                    if levels_sink[j] < 0 and cost[i, j] + high[i] == low[j]:
+                        levels_sink[j] = level + 1
+                        grown = True
+                        reached = reached or wanted[j] > 0
+        for j in range(sinks):
+            if levels_sink[j] == level + 1 and not reached:
+                for i in range(sources):
+                    if levels_source[i] < 0 and flow[j, i] > 0:
+                        levels_source[i] = level + 2
+        level += 2
+    return reached
