@@ -63,7 +63,7 @@ def run(tokens: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder without permission: the message names the file
-        return _fail(_said(error), 1)
+        return _fail(_said(error, tokens), 1)
     except KeyboardInterrupt:
         return _fail("interrupted; run the same line again to continue", 130)
 
@@ -84,12 +84,18 @@ def _resolved(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config_files(tokens: Sequence[str]) -> list[Any]:
-    for position, token in enumerate(tokens):
-        if token == "--config" and position + 1 < len(tokens):
-            return [_toml(tokens[position + 1])]
-        if token.startswith("--config="):
-            return [_toml(token.removeprefix("--config="))]
-    return []
+    path = _given(tokens, "--config")
+    return [] if path is None else [_toml(path)]
+
+
+def _given(tokens: Sequence[str], flag: str) -> str | None:
+    """The first value that a line gives a flag."""
+    for token, following in itertools.zip_longest(tokens, tokens[1:]):
+        if token == flag:
+            return following
+        if token.startswith(f"{flag}="):
+            return token.removeprefix(f"{flag}=")
+    return None
 
 
 def _toml(path: str) -> Toml:
@@ -113,9 +119,9 @@ def _known(words: Sequence[str]) -> bool:
     return len(found) == len(words) and not unused
 
 
-def _said(error: OSError) -> str:
-    """Which file, what the system says of it, and what to do about a full disk."""
-    message = f"{error.filename or 'file system'}: {error.strerror or error}"
+def _said(error: OSError, tokens: Sequence[str]) -> str:
+    """Which file (a failed write names none: where the line writes to), what the system says, what to do."""
+    message = f"{error.filename or _given(tokens, '--out') or 'file system'}: {error.strerror or error}"
     if error.errno != errno.ENOSPC:
         return message
     return f"{message}. Free some space, or give --out another disk; what was committed stays for the same line."

@@ -200,8 +200,11 @@ def test_a_full_disk_says_what_to_do(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("structkd.report.write", full)
-    assert run(["report", str(make_run(tmp_path / "run")), "--out", str(tmp_path / "r.html")]) == 1
-    assert "No space left on device. Free some space, or give --out another disk" in capsys.readouterr().err
+    page = tmp_path / "r.html"
+    for out in (["--out", str(page)], [f"--out={page}"]):
+        assert run(["report", str(make_run(tmp_path / "run")), *out]) == 1
+        said = capsys.readouterr().err
+        assert f"{page}: No space left on device. Free some space, or give --out another disk" in said
 
 
 def test_a_model_that_is_nowhere_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
