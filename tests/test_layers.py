@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "structkd"
 # group stand apart and never import each other.
 ORDER = {
     "": [
-        {"errors", "text"},
+        {"draws", "errors", "text"},
         {"files", "ids", "progress"},
         {"packed"},
         {"ordering"},
@@ -130,7 +130,7 @@ ORDER = {
         {"students"},
         {"encoders"},
     ],
-    "ranking/training": [{"in_batch", "losses", "train"}, {"policies", "topics"}, {"live"}],
+    "ranking/training": [{"_dropout"}, {"dropout"}, {"in_batch", "losses", "train"}, {"policies", "topics"}, {"live"}],
     "ranking/teachers": [{"sources", "teacher", "teacher_ray"}],
     "ranking/evaluation": [{"measures", "selection"}, {"cases", "frontier"}, {"held_out", "run_folder"}],
     "ranking/self_distillation": [{"pseudo_labels"}, {"isotropy"}, {"cycles"}],
@@ -184,6 +184,8 @@ FENCES = {
     },
     "fsspec": {"scores/remote.py"},
     "numba": {
+        "draws.py",
+        "ranking/training/_dropout.py",
         "scores/layout/_lookup.py",
         "scores/formats/_opcodes.py",
         "graph/kernels/_edges.py",

@@ -263,7 +263,9 @@ def test_bf16_on_the_cpu_trains_and_keeps_float32_weights(small: Collection, tin
     first, moved = {}, {}
     for precision in ("no", "bf16"):
         student = BiScorer(tiny)
-        result = fit(student, lists, loss_of, replace(CONFIG, epochs=2, learning_rate=1e-4, precision=precision))
+        # without dropout: the two precisions draw their noise in different places
+        config = replace(CONFIG, epochs=2, learning_rate=1e-4, precision=precision, dropout=False)
+        result = fit(student, lists, loss_of, config)
         first[precision] = result.history[0]["loss"]
         assert {p.dtype for p in student.parameters()} == {torch.float32}
         moved[precision] = torch.cat([p.detach().flatten() for p in student.parameters()]) - start

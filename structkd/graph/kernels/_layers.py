@@ -2,8 +2,9 @@
 
 from typing import no_type_check
 
-import numpy as np
 from numba import njit
+
+from structkd.draws import draw, row_key
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums may be vectorised; infinities and not-a-numbers keep theirs
 
@@ -32,28 +33,16 @@ def multiply_rows(starts, columns, values, dense, out):  # pragma: no cover
             place += 1
 
 
-@njit(inline="always")
-@no_type_check
-def _mixed(word):  # pragma: no cover
-    """A 32-bit word whose every bit depends on all bits of the one given (Wellons' lowbias32)."""
-    word ^= word >> np.uint32(16)
-    word = np.uint32(word * np.uint32(0x21F0AAAD))
-    word ^= word >> np.uint32(15)
-    word = np.uint32(word * np.uint32(0xD35A2D97))
-    return word ^ (word >> np.uint32(15))
-
-
 @njit(cache=True, nogil=True, fastmath=_FAST)
 @no_type_check
 def relu_dropout(x, low, high, limit, scale, out):  # pragma: no cover
     """out = scale * relu(x) where a draw reaches `limit`, else 0; the draw is a hash of row, column and two words."""
     zero = x.dtype.type(0)
     for i in range(x.shape[0]):
-        key = _mixed(np.uint32(_mixed(np.uint32(i) ^ low) + high))
+        key = row_key(i, low, high)
         for c in range(x.shape[1]):
-            draw = _mixed(np.uint32(key + np.uint32(np.uint32(c) * np.uint32(0x9E3779B9))))
             value = x[i, c]
-            out[i, c] = zero if draw < limit or value <= zero else value * scale
+            out[i, c] = zero if draw(key, c) < limit or value <= zero else value * scale
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,6 +99,7 @@ def in_batches(
     *,
     model: nn.Module | None = None,
     recompute: bool = False,
+    encoding: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
     """Encode sequences in batches of similar length within a token budget; rows come back in input order.
 
@@ -107,12 +109,13 @@ def in_batches(
         encode: a batch of sequences to one row each.
         model: where the token embedding is looked for, to gather its rows once for all batches.
         recompute: gradient caching, see `Pieces`.
+        encoding: opened around each batch.
     """
     if not tokens:
         return torch.empty(0)
     lengths = np.asarray([ids.shape[-1] for ids in tokens])
     order = np.argsort(lengths, kind="stable")
-    pieces = Pieces(tokens, model, recompute)
+    pieces = Pieces(tokens, model, recompute, encoding)
     batches = list(length_batches(lengths, order, budget))
     short = torch.is_grad_enabled() or len(batches) < _SHOWN  # a training step has a bar of its own
     shown = batches if short else track(batches, "encoding")
@@ -133,7 +136,14 @@ class Pieces:
     the gradient caching of Gao et al. 2021 (section 3), exact, in the memory of one batch for one more forward pass.
     """
 
-    def __init__(self, tokens: Sequence[NDArray[np.int32]], model: nn.Module | None, recompute: bool) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[NDArray[np.int32]],
+        model: nn.Module | None,
+        recompute: bool,
+        encoding: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._encoding = encoding
         self._recompute = recompute and torch.is_grad_enabled()
         self._embedding = token_embedding(model) if model is not None and torch.is_grad_enabled() else None
         if self._embedding is not None:
@@ -154,7 +164,8 @@ class Pieces:
     def _gathered(self, encode: Callable[[list[NDArray[np.int32]]], Out], batch: list[NDArray[np.int32]]) -> Out:
         """Run with the embedding's look-up replaced (here, so that a second run in the backward pass has it too)."""
         if self._embedding is None:
-            return encode(batch)
+            with self._encoding():
+                return encode(batch)
         whole = self._embedding.forward
 
         def gathered(ids: Tensor) -> Tensor:
@@ -163,7 +174,8 @@ class Pieces:
 
         self._embedding.__dict__["forward"] = gathered
         try:
-            return encode(batch)
+            with self._encoding():
+                return encode(batch)
         finally:
             del self._embedding.__dict__["forward"]
 

@@ -153,7 +153,9 @@ class BiScorer(NeuralScorer):
         self.encoded += len(texts)
         tokens = cache.get(texts)
         budget = self._budget(tokens)
-        vectors = in_batches(tokens, budget, self._encode, model=self.model, recompute=self.recompute)
+        vectors = in_batches(
+            tokens, budget, self._encode, model=self.model, recompute=self.recompute, encoding=self.encoding
+        )
         return nn.functional.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 
     def save(self, folder: str | Path) -> None:

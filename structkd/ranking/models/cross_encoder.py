@@ -101,7 +101,9 @@ class CrossScorer(NeuralScorer):
         budget = token_budget(self.model.device)
         if not torch.is_grad_enabled():
             budget = max(budget, _SCORING_BUDGET)
-        logits = in_batches(tokens, budget, self._encode, model=self.model, recompute=self.recompute)
+        logits = in_batches(
+            tokens, budget, self._encode, model=self.model, recompute=self.recompute, encoding=self.encoding
+        )
         return logits[torch.as_tensor(position.reshape(-1), device=logits.device)]
 
     @torch.no_grad()

@@ -194,7 +194,7 @@ class MultiVectorScorer(NeuralScorer):
         self.encoded += len(texts)
         lengths = np.asarray([pair.shape[1] for pair in tokens], dtype=np.int64)
         parts, counts, order = [torch.empty(0, self.dimension, device=self.model.device)], [], []
-        pieces, encode = Pieces(tokens, self.model, self.recompute), partial(self._encode, side=side)
+        pieces, encode = Pieces(tokens, self.model, self.recompute, self.encoding), partial(self._encode, side=side)
         for batch in length_batches(lengths, np.argsort(lengths, kind="stable"), token_budget(self.model.device)):
             vectors, mask = pieces.run(encode, [tokens[i] for i in batch])
             parts.append(vectors[mask])

@@ -162,7 +162,7 @@ class PrettScorer(NeuralScorer):
         lengths = np.asarray([len(ids) for ids in tokens], dtype=np.int64)
         order = np.argsort(lengths, kind="stable")
         parts = [torch.empty(0, self.model.head.in_features, device=self.model.head.weight.device)]
-        pieces, run = Pieces(tokens, self.model.body, self.recompute), partial(self._lower, side=side)
+        pieces, run = Pieces(tokens, self.model.body, self.recompute, self.encoding), partial(self._lower, side=side)
         for batch in length_batches(lengths, order, token_budget(parts[0].device)):
             parts.append(pieces.run(run, [tokens[i] for i in batch]))
         starts = np.empty_like(lengths)
@@ -219,7 +219,7 @@ class PrettScorer(NeuralScorer):
         order = np.argsort(lengths, kind="stable")
         both = torch.cat([left.vectors, right.vectors])
         scores = [both.new_zeros(0)]
-        pieces = Pieces([], None, self.recompute)
+        pieces = Pieces([], None, self.recompute, self.encoding)
         for batch in length_batches(lengths, order, token_budget(both.device)):
             width = int(lengths[batch].max())
             places = np.zeros((len(batch), width), dtype=np.int64)

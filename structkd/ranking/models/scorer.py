@@ -45,11 +45,13 @@ class NeuralScorer(nn.Module, ABC):
         name: what the spec calls it.
         encoded: how many sequences went through the encoder so far.
         recompute: whether training keeps outputs only and runs each batch again for its gradient (`tokens.Pieces`).
+        encoding: what training runs each batch in, the second time too.
     """
 
     kind: str
     learning_rate = 1e-4
     recompute = False
+    encoding: Callable[[], AbstractContextManager[Any]] = nullcontext
     name: str
     encoded: int
 

@@ -26,6 +26,7 @@ from structkd.ids import Pairs, Texts, fingerprint_arrays, fingerprint_json
 from structkd.progress import note, track
 from structkd.ranking.models.encoders import NeuralScorer, weights_sha256
 from structkd.ranking.models.scorer import attention_of_any_shape
+from structkd.ranking.training.dropout import drops_on
 from structkd.runs import Run, plain
 
 LossOf = Callable[[nn.Module, "Batch"], Tensor]
@@ -87,8 +88,7 @@ class FitConfig:
     "Mixed precision of the forward pass."
 
     dropout: bool = True
-    """Dropout as the student's configuration has it. Without, the encoder's passes are about a quarter cheaper on long
-    texts: a CPU draws random numbers slowly, and attention without them is one fused call."""
+    "Dropout as the student's configuration has it, or none."
 
     gradient_cache: bool = False
     """Keep the outputs of a step only and run its texts again, some at a time, for their gradients (Gao et al. 2021):
@@ -368,6 +368,7 @@ class _Loop:
         )
         if isinstance(student, NeuralScorer):
             student.recompute = config.gradient_cache
+            student.encoding = drops_on(self.accelerator.device)
             if run is not None:
                 with self.accelerator.main_process_first():  # one process tokenises, the others open its files
                     student.keep_tokens(plan.lists.pairs(), run.folder / "tokens")
