@@ -8,11 +8,24 @@ from typing import no_type_check
 
 import numba
 import numpy as np
+import torch
+
+
+@no_type_check
+def coded_maxsim(codes, starts, table, out):
+    """The kernel on as many threads as torch has, and torch's as they were.
+
+    The first parallel kernel of a process sets OpenMP's threads to all cores, and torch's are the same.
+    """
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    _coded_maxsim(codes, starts, table, out)
+    torch.set_num_threads(threads)
 
 
 @numba.njit(parallel=True, nogil=True, cache=True, fastmath=True)
 @no_type_check
-def coded_maxsim(codes, starts, table, out):
+def _coded_maxsim(codes, starts, table, out):
     """out[d] = sum over q of the largest table[0, c0, q] + table[1, c1, q] among document d's codes (c0, c1).
 
     Args:

@@ -1,5 +1,8 @@
 """Exact MaxSim against a slow float64 loop; blocks, ties, padding, reopening, borders; the fast engine's codes."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -297,3 +300,16 @@ def test_where_half_of_all_documents_would_be_scored_all_are(
     np.testing.assert_array_equal(
         built.search(queries, 10).rows, index.build_multi(documents[:60]).search(queries, 10).rows
     )
+
+
+def test_torchs_threads_stay_as_they_were() -> None:
+    """In a process of its own: numba sets OpenMP's threads once."""
+    code = (
+        "import numpy as np, torch; torch.set_num_threads(1); out = np.empty(2, np.float32)\n"
+        "from structkd.index._maxsim import coded_maxsim\n"
+        "coded_maxsim(np.zeros((2, 2), np.int16), np.arange(3), np.ones((2, 1, 3), np.float32), out)\n"
+        "assert out.tolist() == [6, 6] and torch.get_num_threads() == 1, (out, torch.get_num_threads())"
+    )
+    environment = os.environ | {"NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
