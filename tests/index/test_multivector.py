@@ -305,8 +305,8 @@ def test_where_half_of_all_documents_would_be_scored_all_are(
 def test_torchs_threads_stay_as_they_were() -> None:
     """In a process of its own: numba sets OpenMP's threads once."""
     code = (
-        "import numpy as np, torch; torch.set_num_threads(1); out = np.empty(2, np.float32)\n"
-        "from structkd.index._maxsim import coded_maxsim\n"
+        "import numpy as np, torch; torch.set_num_threads(1); assert torch.get_num_threads() == 1\n"
+        "from structkd.index._maxsim import coded_maxsim; out = np.empty(2, np.float32)\n"
         "coded_maxsim(np.zeros((2, 2), np.int16), np.arange(3), np.ones((2, 1, 3), np.float32), out)\n"
         "assert out.tolist() == [6, 6] and torch.get_num_threads() == 1, (out, torch.get_num_threads())"
     )
