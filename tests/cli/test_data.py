@@ -7,6 +7,7 @@ import pytest
 
 from structkd import graph
 from structkd.cli.app import run
+from structkd.graph.data.datasets import DATASETS
 from structkd.graph.data.readers import csr_npz
 from structkd.ranking.data.check import check_folder
 from structkd.ranking.data.datasets import load
@@ -35,7 +36,7 @@ def test_list_names_every_builtin(capsys: pytest.CaptureFixture[str]) -> None:
         assert set(row) == {"name", "kind", "make", "size", "source", "licence"}
         assert all(row.values()) or row["make"] is False
     families = {row["name"].partition(":")[0] for row in rows if row["kind"] == "graph"}
-    assert families == set(graph.datasets.DATASETS)  # type: ignore[attr-defined]
+    assert families == set(DATASETS)
     assert run(["data", "list"]) == 0
     assert "planetoid:Cora" in capsys.readouterr().out
 
