@@ -1,7 +1,7 @@
 """What lets one flag switch a piece on: the tables of names that both halves read, and weighted sums of objectives.
 
-Each half has a frozen `Policies` of its own (`graph.policies.flags`, `ranking.training.policies`), empty by default: nothing is
-switched on that was not asked for. A flag is a name, or NAME:NUMBER where the piece has one number to set.
+Each half has a frozen `Policies` of its own (`graph.policies.flags`, `ranking.training.policies`), empty by default:
+nothing is switched on that was not asked for. A flag is a name, or NAME:NUMBER where the piece has one number to set.
 """
 
 import math
