@@ -1,9 +1,22 @@
-"""Random words for numba kernels: a draw is a hash of where it stands; none is kept, and any can be made again."""
+"""What numba kernels of both halves share: the liberties that sums may take, and random words by hash.
+
+A draw is a hash of where it stands: none is kept, and any can be made again.
+"""
 
 from typing import no_type_check
 
 import numpy as np
+import torch
 from numba import njit
+
+FAST = {"reassoc", "contract", "arcp", "nsz"}
+"Flags of floating point: sums may be vectorised; infinities and not-a-numbers keep theirs."
+
+
+def seed_of_draws(share: float) -> tuple[np.uint32, np.uint32, np.uint32]:
+    """Two words of a seed from torch's random state, and the limit that a `share` of all draws lies below."""
+    low, high = torch.randint(2**32, (2,)).numpy().astype(np.uint32)
+    return low, high, np.uint32(share * 2**32)
 
 
 @njit(inline="always")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from structkd.errors import DataError, UsageError
-from structkd.files import read_json, write_json
+from structkd.files import write_json
 from structkd.ids import fingerprint_json
 from structkd.objectives import ORDER_OBJECTIVES, targets
 from structkd.policies import SOFTMAX_OBJECTIVES, parse_objective, weighted_sum
@@ -36,6 +36,7 @@ from structkd.ranking.training.train import (
     Lists,
     clear_checkpoint,
     fit,
+    kept_result,
     lists_of,
     main_process,
     main_process_first,
@@ -435,16 +436,10 @@ def _write(run: Run, result: FitResult, metrics: dict[str, Any], identity: str, 
 
 def _finished(folder: Path, identity: str) -> DistillResult | None:
     """The result of a finished run with the same inputs; UsageError when the folder holds another one's."""
-    if not (folder / "distill.json").is_file():
+    what = "distillation with other settings, scores or starting weights"
+    if (kept := kept_result(folder / "distill.json", identity, what)) is None:
         return None
-    kept = read_json(folder / "distill.json")
-    if kept["identity"] != identity:
-        raise UsageError(
-            f"{folder}: holds a finished distillation with other settings, scores or starting weights. "
-            "Give another --out, or remove that folder."
-        )
     run = Run.open(folder)
-    note(f"{folder}: finished already with the same inputs; nothing to do")
     student = open_scorer(folder / "student")
     known = {field.name for field in dataclasses.fields(DistillConfig)}  # the others are policies
     config = DistillConfig(**{name: value for name, value in run.config().items() if name in known})

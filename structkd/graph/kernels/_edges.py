@@ -6,10 +6,10 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
-_FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums may be vectorised; infinities keep their meaning
+from structkd.kernels import FAST
 
 
-@njit(cache=True, nogil=True, inline="always", fastmath=_FAST)
+@njit(cache=True, nogil=True, inline="always", fastmath=FAST)
 @no_type_check
 def _soften(logits, i, j, sharpness, difference, soft):  # pragma: no cover
     """Fill difference = |logits_i - logits_j| * sharpness and its softmax; returns the log normaliser."""
@@ -31,7 +31,7 @@ def _soften(logits, i, j, sharpness, difference, soft):  # pragma: no cover
     return float(largest + math.log(total))
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 @no_type_check
 def difference_targets(starts, columns, teacher, sharpness, soft):  # pragma: no cover
     """Fill soft [half edges, classes] with the teacher's side; returns the sum of p log p over edges."""
@@ -48,7 +48,7 @@ def difference_targets(starts, columns, teacher, sharpness, soft):  # pragma: no
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 @no_type_check
 def difference_divergence(starts, columns, targets, student, sharpness, gradient):  # pragma: no cover
     """Sum over half edges of the cross-entropy -sum_c p log q; adds its gradient to `gradient` in the same pass."""
@@ -74,7 +74,7 @@ def difference_divergence(starts, columns, targets, student, sharpness, gradient
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 @no_type_check
 def difference_divergence_recomputed(starts, columns, teacher, student, sharpness, gradient):  # pragma: no cover
     """Sum over half edges of KL(p || q), the teacher's side recomputed: no memory of the size of the edge list."""

@@ -4,12 +4,10 @@ from typing import no_type_check
 
 from numba import njit
 
-from structkd.draws import draw, row_key
-
-_FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums may be vectorised; infinities and not-a-numbers keep theirs
+from structkd.kernels import FAST, draw, row_key
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 @no_type_check
 def multiply_rows(starts, columns, values, dense, out):  # pragma: no cover
     """out = (compressed rows) @ dense; four entries of a row at a time, so a row of out is read and written less."""
@@ -33,7 +31,7 @@ def multiply_rows(starts, columns, values, dense, out):  # pragma: no cover
             place += 1
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 @no_type_check
 def relu_dropout(x, low, high, limit, scale, out):  # pragma: no cover
     """out = scale * relu(x) where a draw reaches `limit`, else 0; the draw is a hash of row, column and two words."""
@@ -45,7 +43,7 @@ def relu_dropout(x, low, high, limit, scale, out):  # pragma: no cover
             out[i, c] = zero if draw(key, c) < limit or value <= zero else value * scale
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 @no_type_check
 def relu_dropout_slope(gradient, out, scale, slope):  # pragma: no cover
     """slope = scale * gradient where out is not 0, else 0."""

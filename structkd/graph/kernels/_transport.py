@@ -186,46 +186,69 @@ def _saturate(cost, flow, left, wanted, high, low):  # pragma: no cover
         for start in range(sources):
             path_source[0], depth = start, 0
             while left[start] > 0:
-                i, found = path_source[depth], False
-                while next_source[i] < sinks:
-                    j = next_source[i]
-                    if levels_sink[j] == levels_source[i] + 1 and cost[i, j] + high[i] == low[j]:
-                        found = True
-                        break
-                    next_source[i] += 1
-                if not found:
-                    if depth == 0:
-                        break
+                i = path_source[depth]
+                j = _next_sink(cost, high, low, levels_source, levels_sink, next_source, i)
+                if j >= 0 and wanted[j] > 0:
+                    path_sink[depth] = j
+                    moved += _push(flow, left, wanted, path_source, path_sink, depth)
+                    depth = 0
+                    continue
+                if j >= 0:
+                    path_sink[depth] = j
+                elif depth > 0:  # back to the sink that led here
                     depth -= 1
                     next_sink[path_sink[depth]] += 1
                 else:
-                    path_sink[depth] = j
-                    if wanted[j] > 0:
-                        amount = min(left[start], wanted[j])
-                        for step in range(depth):
-                            amount = min(amount, flow[path_sink[step], path_source[step + 1]])
-                        for step in range(depth):
-                            flow[path_sink[step], path_source[step]] += amount
-                            flow[path_sink[step], path_source[step + 1]] -= amount
-                        flow[j, i] += amount
-                        left[start] -= amount
-                        wanted[j] -= amount
-                        moved += amount
-                        depth = 0
-                        continue
+                    break
                 # at a sink that wants no more: on through a source that serves it, or back
-                j = path_sink[depth]
-                while next_sink[j] < sources:
-                    i = next_sink[j]
-                    if flow[j, i] > 0 and levels_source[i] == levels_sink[j] + 1:
-                        break
-                    next_sink[j] += 1
-                if next_sink[j] < sources:
+                i = _next_source(flow, levels_source, levels_sink, next_sink, path_sink[depth])
+                if i >= 0:
                     depth += 1
-                    path_source[depth] = next_sink[j]
+                    path_source[depth] = i
                 else:
                     next_source[path_source[depth]] += 1
     return moved
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _next_sink(cost, high, low, levels_source, levels_sink, next_source, i):  # pragma: no cover
+    """The sink a level on that source i tries next, -1 when it has tried all."""
+    while next_source[i] < len(low):
+        j = next_source[i]
+        if levels_sink[j] == levels_source[i] + 1 and cost[i, j] + high[i] == low[j]:
+            return j
+        next_source[i] += 1
+    return -1
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _next_source(flow, levels_source, levels_sink, next_sink, j):  # pragma: no cover
+    """The source a level on whose flow to sink j may be taken back, -1 when it has tried all."""
+    while next_sink[j] < len(levels_source):
+        i = next_sink[j]
+        if flow[j, i] > 0 and levels_source[i] == levels_sink[j] + 1:
+            return i
+        next_sink[j] += 1
+    return -1
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _push(flow, left, wanted, path_source, path_sink, depth):  # pragma: no cover
+    """Move along a path what its ends and the flows that it takes back allow; how much that is."""
+    start, end = path_source[0], path_sink[depth]
+    amount = min(left[start], wanted[end])
+    for step in range(depth):
+        amount = min(amount, flow[path_sink[step], path_source[step + 1]])
+    for step in range(depth):
+        flow[path_sink[step], path_source[step]] += amount
+        flow[path_sink[step], path_source[step + 1]] -= amount
+    flow[end, path_source[depth]] += amount
+    left[start] -= amount
+    wanted[end] -= amount
+    return amount
 
 
 @njit(cache=True, nogil=True)

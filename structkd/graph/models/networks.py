@@ -5,7 +5,6 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from structkd.graph.data.sparse import SparseMatrix
 from structkd.graph.data.task import Features, GraphTask
 from structkd.graph.kernels import _layers
 from structkd.graph.spectral import propagation
+from structkd.kernels import seed_of_draws
 
 Logits = Float[Tensor, "nodes classes"]
 
@@ -40,9 +40,8 @@ class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
         source, out = x.detach().contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-        low, high = torch.randint(2**32, (2,)).numpy().astype(np.uint32)
         ctx.scale = source.numpy().dtype.type(1 / (1 - share))
-        _layers.relu_dropout(source.numpy(), low, high, np.uint32(share * 2**32), ctx.scale, out.numpy())
+        _layers.relu_dropout(source.numpy(), *seed_of_draws(share), ctx.scale, out.numpy())
         ctx.save_for_backward(out)
         return out
 

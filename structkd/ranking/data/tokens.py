@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -143,7 +143,7 @@ class Pieces:
         recompute: bool,
         encoding: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self._encoding = encoding
+        self._encoding = encoding if torch.is_grad_enabled() else nullcontext
         self._recompute = recompute and torch.is_grad_enabled()
         self._embedding = token_embedding(model) if model is not None and torch.is_grad_enabled() else None
         if self._embedding is not None:
@@ -162,10 +162,16 @@ class Pieces:
         return again
 
     def _gathered(self, encode: Callable[[list[NDArray[np.int32]]], Out], batch: list[NDArray[np.int32]]) -> Out:
-        """Run with the embedding's look-up replaced (here, so that a second run in the backward pass has it too)."""
+        """One run; the second one, in the backward pass, is all the same."""
+        with self._encoding(), self._looked_up():
+            return encode(batch)
+
+    @contextmanager
+    def _looked_up(self) -> Iterator[None]:
+        """The embedding's look-up reads the rows that were gathered."""
         if self._embedding is None:
-            with self._encoding():
-                return encode(batch)
+            yield
+            return
         whole = self._embedding.forward
 
         def gathered(ids: Tensor) -> Tensor:
@@ -174,8 +180,7 @@ class Pieces:
 
         self._embedding.__dict__["forward"] = gathered
         try:
-            with self._encoding():
-                return encode(batch)
+            yield
         finally:
             del self._embedding.__dict__["forward"]
 

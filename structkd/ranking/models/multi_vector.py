@@ -40,6 +40,7 @@ from structkd.ranking.models.scorer import (
     weights_sha256,
     whole_folder,
 )
+from structkd.ranking.models.sides import Read, joined, joined_in_blocks
 from structkd.scores.manifest import TeacherSpec
 
 Variant = Literal["stanford", "matchmaker"]
@@ -131,29 +132,17 @@ class MultiVectorScorer(NeuralScorer):
 
     def forward(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         """Scores with gradient; each distinct query and document is encoded once."""
-        queries, query_of = np.unique(pairs.query_rows, return_inverse=True)
-        documents, document_of = np.unique(pairs.document_rows, return_inverse=True)
-        left = self._vectors([pairs.queries.texts[row] for row in queries], "query")
-        right = self._vectors([pairs.documents.texts[row] for row in documents], "document")
-        return maxsim(left, right, query_of, document_of)
+        return joined(pairs, *self._sides, maxsim)
 
     @torch.no_grad()
     def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         """Scores without gradient, float32 on the CPU; the vectors of some hundred documents are held at a time."""
-        queries, query_of = np.unique(pairs.query_rows, return_inverse=True)
-        documents, document_of = np.unique(pairs.document_rows, return_inverse=True)
-        out = torch.empty(len(pairs))
         with evaluating(self):
-            left = self._vectors([pairs.queries.texts[row] for row in queries], "query")
-            order = np.argsort(document_of, kind="stable")
-            for first in range(0, len(documents), _DOCUMENTS_AT_ONCE):
-                held = documents[first : first + _DOCUMENTS_AT_ONCE]
-                low, high = np.searchsorted(document_of[order], [first, first + len(held)])
-                right = self._vectors([pairs.documents.texts[row] for row in held], "document")
-                places = order[low:high]
-                scores = maxsim(left, right, query_of[places], document_of[places] - first)
-                out[torch.from_numpy(places)] = scores.float().cpu()
-        return out
+            return joined_in_blocks(pairs, _DOCUMENTS_AT_ONCE, *self._sides, maxsim)
+
+    @property
+    def _sides(self) -> tuple[Read, Read]:
+        return partial(self._vectors, side="query"), partial(self._vectors, side="document")
 
     @torch.no_grad()
     def encode_multi(self, texts: Sequence[str], side: Side) -> list[NDArray[np.float32]]:

@@ -32,6 +32,7 @@ from structkd.ranking.models.scorer import (
     weights_sha256,
     whole_folder,
 )
+from structkd.ranking.models.sides import joined, joined_in_blocks
 from structkd.scores.manifest import TeacherSpec
 
 _DOCUMENTS_AT_ONCE = 256  # whose states are held while their pairs are scored
@@ -131,29 +132,16 @@ class PrettScorer(NeuralScorer):
 
     def forward(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         """Scores with gradient; the lower layers run once for each distinct query and document."""
-        queries, query_of = np.unique(pairs.query_rows, return_inverse=True)
-        documents, document_of = np.unique(pairs.document_rows, return_inverse=True)
-        left = self.states([pairs.queries.texts[row] for row in queries], "query")
-        right = self.states([pairs.documents.texts[row] for row in documents], "document")
-        return self._join(left, right, query_of, document_of)
+        return joined(pairs, self._query_states, partial(self.states, side="document"), self._join)
 
     @torch.no_grad()
     def score(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         """Scores without gradient, float32 on the CPU; stored states are read where `documents` has them."""
-        queries, query_of = np.unique(pairs.query_rows, return_inverse=True)
-        documents, document_of = np.unique(pairs.document_rows, return_inverse=True)
-        out = torch.empty(len(pairs))
         with evaluating(self):
-            left = self.states([pairs.queries.texts[row] for row in queries], "query")
-            order = np.argsort(document_of, kind="stable")
-            for first in range(0, len(documents), _DOCUMENTS_AT_ONCE):
-                held = documents[first : first + _DOCUMENTS_AT_ONCE]
-                low, high = np.searchsorted(document_of[order], [first, first + len(held)])
-                right = self._stored_or_new([pairs.documents.texts[row] for row in held])
-                places = order[low:high]
-                scores = self._join(left, right, query_of[places], document_of[places] - first)
-                out[torch.from_numpy(places)] = scores.cpu()
-        return out
+            return joined_in_blocks(pairs, _DOCUMENTS_AT_ONCE, self._query_states, self._stored_or_new, self._join)
+
+    def _query_states(self, texts: Sequence[str]) -> Ragged:
+        return self.states(texts, "query")
 
     def states(self, texts: Sequence[str], side: Side) -> Ragged:
         """What the lower layers make of each text: one row per token."""

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from structkd.errors import DataError, UsageError
-from structkd.files import read_json, write_json
+from structkd.errors import DataError
+from structkd.files import write_json
 from structkd.ids import Pairs, fingerprint_json
 from structkd.ordering import order, tie_rank
 from structkd.progress import note
@@ -25,6 +25,7 @@ from structkd.ranking.training.train import (
     Lists,
     clear_checkpoint,
     fit,
+    kept_result,
     lists_of,
     main_process,
     scored_grid,
@@ -220,17 +221,11 @@ def _labelled(collection: Collection, candidates: RankedRun, config: TeacherConf
 
 def _finished(folder: Path, identity: str) -> TeachResult | None:
     """The result of a finished run with the same inputs; UsageError when the folder holds another one's."""
-    if not (folder / "teach.json").is_file():
+    what = "training with other settings, judgements or starting weights"
+    if (kept := kept_result(folder / "teach.json", identity, what)) is None:
         return None
-    kept = read_json(folder / "teach.json")
-    if kept["identity"] != identity:
-        raise UsageError(
-            f"{folder}: holds a finished training with other settings, judgements or starting weights. "
-            "Give another --out, or remove that folder."
-        )
-    run = Run.open(folder)
-    note(f"{folder}: finished already with the same inputs; nothing to do")
-    return TeachResult(CrossScorer(folder / "teacher"), kept["history"], run.info["summary"], folder / "teacher")
+    summary = Run.open(folder).info["summary"]
+    return TeachResult(CrossScorer(folder / "teacher"), kept["history"], summary, folder / "teacher")
 
 
 def _metrics(result: FitResult, measure: str) -> dict[str, Any]:

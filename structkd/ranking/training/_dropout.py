@@ -4,12 +4,10 @@ from typing import no_type_check
 
 from numba import njit
 
-from structkd.draws import draw, row_key
-
-_FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums may be vectorised; infinities and not-a-numbers keep theirs
+from structkd.kernels import FAST, draw, row_key
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 @no_type_check
 def drop(x, first, low, high, limit, scale, out):  # pragma: no cover
     """out = scale * x where a draw reaches `limit`, else 0; rows count from `first`. `out` may be x."""
@@ -20,7 +18,7 @@ def drop(x, first, low, high, limit, scale, out):  # pragma: no cover
             out[row, column] = zero if draw(key, column) < limit else x[row, column] * scale
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=FAST)
 @no_type_check
 def soft_max_slope(shares, gradient, first, low, high, limit, scale):  # pragma: no cover
     """The gradient of dropped soft-max shares becomes, in place, that of the scores under the soft-max."""

@@ -19,10 +19,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from structkd.kernels import seed_of_draws
 from structkd.ranking.training import _dropout
 
 _MOST_THREADS = 6
-"Beyond, torch's passes on all threads take no longer than these on one (those in numba, of which a step has few)."
+"Beyond, by arithmetic from one thread's times, torch's passes on all threads take no longer than numba's on one."
 
 _BLOCK = 1 << 20
 "Attention weights made at once: those of whole texts, in the processor's cache."
@@ -93,20 +94,18 @@ def _fits(p: float, *tensors: Tensor) -> bool:
 
 
 class _Draws:
-    """One call's draws: a seed from torch's random state, the limit below which a draw drops, the scale of the rest."""
+    """One call's draws, and the scale of what they keep."""
 
     def __init__(self, p: float) -> None:
-        self.low, self.high = torch.randint(2**32, (2,)).numpy().astype(np.uint32)
-        self.limit, self.scale = np.uint32(p * 2**32), np.float32(1 / (1 - p))
+        self.draws, self.scale = seed_of_draws(p), np.float32(1 / (1 - p))
 
     def drop(self, x: Tensor, out: Tensor, first: int = 0) -> None:
         """Contiguous x -> out (x itself, too)."""
-        _dropout.drop(_rows(x), first, self.low, self.high, self.limit, self.scale, _rows(out))
+        _dropout.drop(_rows(x), first, *self.draws, self.scale, _rows(out))
 
     def slope(self, shares: Tensor, gradient: Tensor, first: int) -> None:
         """In place: from dropped soft-max shares to the scores under the soft-max."""
-        rows = (_rows(shares), _rows(gradient))
-        _dropout.soft_max_slope(*rows, first, self.low, self.high, self.limit, self.scale)
+        _dropout.soft_max_slope(_rows(shares), _rows(gradient), first, *self.draws, self.scale)
 
 
 def _rows(x: Tensor) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from structkd.errors import DataError, UsageError
-from structkd.files import atomic_path, write_text
+from structkd.files import atomic_path, read_json, write_text
 from structkd.ids import Pairs, Texts, fingerprint_arrays, fingerprint_json
 from structkd.progress import note, track
 from structkd.ranking.models.encoders import NeuralScorer, weights_sha256
@@ -522,6 +522,21 @@ def clear_checkpoint(run: Run) -> None:
     """Remove the training state and the token ids of a finished run."""
     for name in ("checkpoint", "tokens"):  # with what a run that was killed left half written in them
         shutil.rmtree(run.folder / name, ignore_errors=True)
+
+
+def kept_result(path: Path, identity: str, what: str) -> dict[str, Any] | None:
+    """What a finished run with the same inputs left in `path`; None when nothing is finished there.
+
+    Raises:
+        UsageError: it is of another identity; `what` says what that run was, and what may differ.
+    """
+    if not path.is_file():
+        return None
+    kept: dict[str, Any] = read_json(path)
+    if kept["identity"] != identity:
+        raise UsageError(f"{path.parent}: holds a finished {what}. Give another --out, or remove that folder.")
+    note(f"{path.parent}: finished already with the same inputs; nothing to do")
+    return kept
 
 
 def scored_grid(model: nn.Module, batch: Batch) -> Float[Tensor, "lists items"]:
