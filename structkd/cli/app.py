@@ -23,14 +23,14 @@ from structkd.runs import plain
 app = App(
     name="structkd", help="Graph-to-MLP and ranking distillation.", version=structkd.__version__, help_format="markdown"
 )
-for _group, _help in {
+for _module, _help in {
     "data": "Built-in datasets: list, make, check.",
-    "graph": "Node classifiers: GNN teachers to MLP students.",
-    "ranking": "Ranking models: cross-architecture distillation.",
+    "graph.main": "Node classifiers: GNN teachers to MLP students.",
+    "ranking.main": "Ranking models: cross-architecture distillation.",
     "index": "Vector and text indexes.",
     "scores": "Teacher-score caches and files.",
 }.items():
-    app.command(f"structkd.cli.{_group}:app", name=_group, help=_help)
+    app.command(f"structkd.cli.{_module}:app", name=_module.partition(".")[0], help=_help)
 app.command("structkd.cli.report:report", name="report", help="Draw one self-contained HTML report of run folders.")
 app.command(
     "structkd.cli.quickstart:quickstart", name="quickstart", help="Both halves on embedded data, offline, in minutes."

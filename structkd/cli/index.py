@@ -12,11 +12,11 @@ from structkd.cli.output import Common, Output, Table
 from structkd.errors import DataError, UsageError
 from structkd.index import fusion
 from structkd.index.base import LexicalIndex, VectorIndex
-from structkd.index.blocks import read_npy
+from structkd.index.folder.blocks import read_npy
+from structkd.index.folder.manifest import IndexManifest
+from structkd.index.folder.storage import open_stored
 from structkd.index.kinds import TEXT_KINDS
-from structkd.index.manifest import IndexManifest
 from structkd.index.neighbours import write_graph, write_labelled_graph
-from structkd.index.storage import open_stored
 from structkd.index.vectors import check_k
 from structkd.progress import note
 from structkd.ranking.data.datasets import load

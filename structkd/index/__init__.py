@@ -2,9 +2,9 @@
 
 from structkd.index.base import LexicalIndex, VectorIndex
 from structkd.index.choice import IndexOptions
+from structkd.index.folder.manifest import IndexManifest, verify
 from structkd.index.kinds import INDEXES, build, build_multi, build_text, open, open_text, open_vectors
-from structkd.index.manifest import IndexManifest, verify
-from structkd.index.multivector import MultiVectorIndex
+from structkd.index.multi_vector.late_interaction import MultiVectorIndex
 from structkd.index.topk import TopK
 
 __all__ = [

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structkd.errors import DataError, DeviceError
+from structkd.index.folder.storage import Stored
 from structkd.index.opened import OpenedVectors
-from structkd.index.storage import Stored
 from structkd.index.topk import TopK, ranked
 from structkd.index.vectors import exact_scores, picker, resolve_device, rounding_margin
 

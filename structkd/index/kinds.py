@@ -15,16 +15,16 @@ from torch import Tensor
 
 from structkd.errors import DataError, MissingExtraError, UsageError, did_you_mean
 from structkd.ids import Ids, Texts
-from structkd.index import multivector
 from structkd.index.base import LexicalIndex, VectorIndex
-from structkd.index.blocks import blocks, cut, write_vectors
-from structkd.index.candidates import CODES
 from structkd.index.choice import FAISS_KINDS, IndexOptions, check_options, check_recall, choose
-from structkd.index.draft import Draft, draft
 from structkd.index.flat import FlatIndex
-from structkd.index.manifest import IndexManifest, earlier
-from structkd.index.multivector import MultiVectorIndex
-from structkd.index.storage import Stored, open_stored
+from structkd.index.folder.blocks import blocks, cut, write_vectors
+from structkd.index.folder.draft import Draft, draft
+from structkd.index.folder.manifest import IndexManifest, earlier
+from structkd.index.folder.storage import Stored, open_stored
+from structkd.index.multi_vector import late_interaction
+from structkd.index.multi_vector.candidates import CODES
+from structkd.index.multi_vector.late_interaction import MultiVectorIndex
 from structkd.index.vectors import Metric, Vectors, as_tensor, prepare_queries, resolve_device
 from structkd.progress import note
 
@@ -164,7 +164,7 @@ def build_multi(
     with _draft(out) as (target, owner):
         began = time.perf_counter()
         rows, dim, largest = write_vectors(target, stream(), metric, None)
-        multivector.write(target, lengths)
+        late_interaction.write(target, lengths)
         corpus = target.ids(ids, len(lengths))
         manifest = IndexManifest(
             kind="multi-vector",
@@ -201,7 +201,7 @@ def _with_codes(
     codebooks = _opener("multi-vector")
     books, codes = codebooks.two_codebooks(target.stored(manifest).vectors, int(manifest.parameters["seed"]))
     target.arrays(CODES, {"codebooks": books, "codes": codes})
-    return multivector.tune(target, manifest, recall, queries)
+    return late_interaction.tune(target, manifest, recall, queries)
 
 
 def build_text(
@@ -314,11 +314,11 @@ INDEXES: Mapping[str, Callable[[Stored, str], VectorIndex | LexicalIndex | Multi
 }
 
 _ENGINES = {  # kind: module, package that it imports, extra that brings it
-    "bm25": ("lexical", "bm25s", "test"),
-    "lucene": ("lucene", "jnius_config", "lucene"),
-    "milvus": ("milvus", "pymilvus", "milvus"),
-    "multi-vector": ("codebooks", "faiss", "cpu"),
-} | dict.fromkeys(FAISS_KINDS, ("ann", "faiss", "cpu"))
+    "bm25": ("text.bm25", "bm25s", "test"),
+    "lucene": ("text.lucene", "jnius_config", "lucene"),
+    "milvus": ("approximate.milvus", "pymilvus", "milvus"),
+    "multi-vector": ("multi_vector.codebooks", "faiss", "cpu"),
+} | dict.fromkeys(FAISS_KINDS, ("approximate.faiss_index", "faiss", "cpu"))
 
 
 def _opener(kind: str) -> Any:

@@ -14,10 +14,10 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from structkd.errors import DataError
-from structkd.index.manifest import IndexManifest
-from structkd.index.names import StoredIds
+from structkd.index.folder.manifest import IndexManifest
+from structkd.index.folder.names import StoredIds
+from structkd.index.folder.storage import Stored
 from structkd.index.neighbours import Symmetric, neighbour_graph
-from structkd.index.storage import Stored
 from structkd.index.topk import TopK, excluded_rows, search_without
 from structkd.index.vectors import Metric, Vectors, check_k, exact_scores, picker, prepare_queries
 

@@ -11,8 +11,9 @@ import pytest
 
 from structkd import index
 from structkd.errors import CorruptFileError, DataError, MissingExtraError, UsageError
-from structkd.index import ann, kinds
-from structkd.index.ann import FaissIndex
+from structkd.index import kinds
+from structkd.index.approximate import faiss_index
+from structkd.index.approximate.faiss_index import FaissIndex
 
 KINDS = ["faiss-flat", "ivf-sq8", "ivf-pq", "hnsw"]
 
@@ -154,13 +155,13 @@ def threshold() -> Iterator[int]:
 
 
 def test_the_faiss_setting_is_restored(threshold: int) -> None:
-    with ann.blas_from_small_batches(64):
+    with faiss_index.blas_from_small_batches(64):
         assert faiss.cvar.distance_compute_blas_threshold == 800 * faiss.omp_get_max_threads()
     assert faiss.cvar.distance_compute_blas_threshold == threshold
-    with pytest.raises(KeyError), ann.blas_from_small_batches(64):
+    with pytest.raises(KeyError), faiss_index.blas_from_small_batches(64):
         raise KeyError
     assert faiss.cvar.distance_compute_blas_threshold == threshold
-    with ann.blas_from_small_batches(3):
+    with faiss_index.blas_from_small_batches(3):
         assert faiss.cvar.distance_compute_blas_threshold == threshold
 
 
@@ -207,14 +208,14 @@ def test_two_faiss_distributions_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
     def version(name: str) -> str:
         if name not in installed:
-            raise ann.importlib.metadata.PackageNotFoundError(name)
+            raise faiss_index.importlib.metadata.PackageNotFoundError(name)
         return installed[name]
 
-    monkeypatch.setattr(ann.importlib.metadata, "version", version)
+    monkeypatch.setattr(faiss_index.importlib.metadata, "version", version)
     with pytest.raises(UsageError, match=r"found faiss-cpu 1\.15\.1 and faiss-gpu-cu12 1\.15\.1.*pip uninstall"):
-        ann.check_one_faiss()
+        faiss_index.check_one_faiss()
     del installed["faiss-gpu-cu12"]
-    ann.check_one_faiss()
+    faiss_index.check_one_faiss()
 
 
 def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

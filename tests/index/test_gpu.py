@@ -10,8 +10,8 @@ import torch
 
 from structkd import index
 from structkd.errors import DeviceError
-from structkd.index import faiss_gpu
-from structkd.index.ann import FaissIndex
+from structkd.index.approximate import faiss_gpu
+from structkd.index.approximate.faiss_index import FaissIndex
 
 VECTORS = np.random.default_rng(0).standard_normal((3000, 16)).astype(np.float32)
 

@@ -16,7 +16,7 @@ import Stemmer
 from structkd import index
 from structkd.errors import CorruptFileError, DataError, UsageError
 from structkd.ids import Ids, Texts
-from structkd.index.lexical import Bm25Index
+from structkd.index.text.bm25 import Bm25Index
 
 TEXTS = [
     "Cats chase mice",
@@ -156,7 +156,7 @@ def test_jax_is_not_started_for_bm25(tmp_path: Path) -> None:
     """bm25s asks JAX for a top-k when it is imported, and JAX then holds most of a GPU."""
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax" / "__init__.py").write_text("raise SystemExit('jax was imported')")
-    code = "import structkd.index.lexical, sys; assert 'jax' not in sys.modules; import bm25s; print('fine')"
+    code = "import structkd.index.text.bm25, sys; assert 'jax' not in sys.modules; import bm25s; print('fine')"
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "fine", done.stderr

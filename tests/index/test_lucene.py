@@ -19,7 +19,7 @@ from structkd.index import kinds
 from structkd.index.base import LexicalIndex
 
 pytest.importorskip("jnius_config", reason="needs the extra 'lucene' (pip install 'structkd[lucene]')")
-from structkd.index import lucene
+from structkd.index.text import lucene
 
 TEXTS = [
     "Cats chase mice",
@@ -157,7 +157,7 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 LAZY = """
 import sys
 from structkd import index
-from structkd.index import lucene
+from structkd.index.text import lucene
 import jnius_config
 assert not jnius_config.vm_running and "jnius" not in sys.modules, "Java was started by an import"
 from structkd.ids import Ids, Texts

@@ -22,7 +22,7 @@ pytest.importorskip("milvus_lite", reason="needs the extra 'milvus' (pip install
 from milvus_lite.engine.collection import Collection
 from milvus_lite.server_manager import server_manager_instance
 
-from structkd.index import milvus
+from structkd.index.approximate import milvus
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.standard_normal((400, 12)).astype(np.float32)

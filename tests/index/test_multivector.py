@@ -12,9 +12,10 @@ import torch
 
 from structkd import index
 from structkd.errors import DataError, UsageError
-from structkd.index import _maxsim, candidates, kinds, multivector
-from structkd.index.candidates import Coded, mean_errors
-from structkd.index.codebooks import two_codebooks
+from structkd.index import kinds
+from structkd.index.multi_vector import _maxsim, candidates, late_interaction
+from structkd.index.multi_vector.candidates import Coded, mean_errors
+from structkd.index.multi_vector.codebooks import two_codebooks
 
 RNG = np.random.default_rng(0)
 DOCUMENTS = [RNG.standard_normal((n, 6)) for n in RNG.integers(1, 9, 50)]
@@ -36,8 +37,8 @@ def slow(query: np.ndarray, document: np.ndarray, metric: str) -> float:
 @pytest.mark.parametrize("metric", ["cosine", "ip"])
 @pytest.mark.parametrize("tokens", [1, 7, 16384])
 def test_equals_the_definition(metric: Any, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(multivector._TOKENS, "cpu", tokens)
-    monkeypatch.setattr(multivector, "_QUERIES", 2)
+    monkeypatch.setitem(late_interaction._TOKENS, "cpu", tokens)
+    monkeypatch.setattr(late_interaction, "_QUERIES", 2)
     top = index.build_multi(DOCUMENTS, IDS, metric=metric).search(QUERIES, 8)
     for place, query in enumerate(QUERIES):
         expected = sorted(((-slow(query, d, metric), name) for d, name in zip(DOCUMENTS, IDS, strict=True)))[:8]
@@ -163,15 +164,15 @@ def test_the_fast_engine_is_measured_with_given_queries(
 @pytest.mark.parametrize("metric", ["cosine", "ip"])
 def test_stand_ins_for_queries_are_short_and_moved(metric: Any) -> None:
     document = 3 * torch.nn.functional.normalize(torch.randn(50, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    made = multivector._like_query(document, metric, np.random.default_rng(0))
+    made = late_interaction._like_query(document, metric, np.random.default_rng(0))
     assert made.shape == (8, 64)
     unit = torch.nn.functional.normalize(made, dim=1)
     nearest = (unit @ torch.nn.functional.normalize(document, dim=1).T).amax(dim=1)
     assert ((nearest > 0.55) & (nearest < 0.85)).all()  # moved by a length at about a right angle: 1 / sqrt(2)
     lengths = made.norm(dim=1)
     assert torch.allclose(lengths, torch.ones(8)) if metric == "cosine" else bool((lengths > 3).all())
-    assert len(multivector._like_query(document[:3], metric, np.random.default_rng(0))) == 3
-    filled = multivector._like_query(document, metric, np.random.default_rng(0), 24)
+    assert len(late_interaction._like_query(document[:3], metric, np.random.default_rng(0))) == 3
+    filled = late_interaction._like_query(document, metric, np.random.default_rng(0), 24)
     assert torch.equal(filled[:8], made)
     copies = torch.nn.functional.normalize(filled[8:], dim=1)
     alike = copies @ copies.T
@@ -248,7 +249,7 @@ def test_errors_that_queries_share_are_taken_off() -> None:
 
 
 def test_two_codebooks_name_the_nearest_centroids_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("structkd.index.codebooks._BLOCK", 100)
+    monkeypatch.setattr("structkd.index.multi_vector.codebooks._BLOCK", 100)
     vectors = torch.randn(900, 12, generator=torch.Generator().manual_seed(0))
     books, codes = two_codebooks(vectors, seed=4)
     assert books.shape == (2, 32, 12)  # the largest power of two up to twice the root of 900
@@ -306,7 +307,7 @@ def test_torchs_threads_stay_as_they_were() -> None:
     """In a process of its own: numba sets OpenMP's threads once."""
     code = (
         "import numpy as np, torch; torch.set_num_threads(1); assert torch.get_num_threads() == 1\n"
-        "from structkd.index._maxsim import coded_maxsim; out = np.empty(2, np.float32)\n"
+        "from structkd.index.multi_vector._maxsim import coded_maxsim; out = np.empty(2, np.float32)\n"
         "coded_maxsim(np.zeros((2, 2), np.int16), np.arange(3), np.ones((2, 1, 3), np.float32), out)\n"
         "assert out.tolist() == [6, 6] and torch.get_num_threads() == 1, (out, torch.get_num_threads())"
     )

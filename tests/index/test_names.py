@@ -7,8 +7,8 @@ import torch
 from structkd import index
 from structkd.errors import DataError
 from structkd.ids import Ids
-from structkd.index import names
-from structkd.index.names import StoredIds, id_arrays, row_number_arrays
+from structkd.index.folder import names
+from structkd.index.folder.names import StoredIds, id_arrays, row_number_arrays
 
 
 def stored(ids: Ids) -> StoredIds:

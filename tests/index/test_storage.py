@@ -16,9 +16,9 @@ from structkd import index
 from structkd.cli.app import run
 from structkd.errors import CorruptFileError, DataError, UsageError
 from structkd.ids import Ids, Texts
-from structkd.index import storage
 from structkd.index.flat import FlatIndex
-from structkd.index.manifest import seal
+from structkd.index.folder import storage
+from structkd.index.folder.manifest import seal
 
 VECTORS = np.random.default_rng(0).standard_normal((200, 12), np.float32)
 
@@ -170,7 +170,7 @@ def test_a_failed_build_leaves_the_old_index(built: Path) -> None:
 KILLED = """
 import sys, os, numpy as np
 from structkd import index
-from structkd.index import draft, manifest
+from structkd.index.folder import draft, manifest
 stop, kind = sys.argv[2:]
 def hang(*_, **__):
     print("here", flush=True)
@@ -332,9 +332,10 @@ BOUNDED = """
 import sys, threading, time
 import numpy as np, torch
 from structkd import index
-from structkd.index import ann, storage
+from structkd.index.approximate import faiss_index
+from structkd.index.folder import storage
 torch.set_num_threads(1)
-storage._FORGET_BYTES, ann._BLOCK_BYTES = 1 << 21, 1 << 20
+storage._FORGET_BYTES, faiss_index._BLOCK_BYTES = 1 << 21, 1 << 20
 
 def mapped():
     lines = open("/proc/self/status").read().splitlines()

@@ -13,7 +13,7 @@ from structkd.errors import DataError, MissingScoreError, UsageError, did_you_me
 from structkd.files import sha256_file
 from structkd.ids import Pairs, Texts, fingerprint_fields
 from structkd.index.kinds import build_text
-from structkd.index.lexical import Bm25Index
+from structkd.index.text.bm25 import Bm25Index
 from structkd.objectives import ensembles, targets
 from structkd.ranking.models.bi_encoder import BiScorer
 from structkd.ranking.models.cross_encoder import CrossScorer, Dtype

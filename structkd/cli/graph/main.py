@@ -1,4 +1,4 @@
-"""structkd graph: teach, score, distill, bench, evaluate, spectrum; export and latency stand in graph_serving."""
+"""structkd graph: teach, score, distill, bench, evaluate, spectrum; export and latency stand in serving."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +8,7 @@ import torch
 from cyclopts import App, Parameter
 
 from structkd import graph
-from structkd.cli.graph_links import links
+from structkd.cli.graph.links import links
 from structkd.cli.output import Common, Output, Table
 from structkd.errors import UsageError
 from structkd.graph.distillation import method_named
@@ -20,8 +20,8 @@ from structkd.scores import NodeScores
 
 app = App(name="graph", help="Node classifiers: graph teachers to MLP students.")
 app.command(links)
-app.command("structkd.cli.graph_serving:export", name="export")
-app.command("structkd.cli.graph_serving:latency", name="latency")
+app.command("structkd.cli.graph.serving:export", name="export")
+app.command("structkd.cli.graph.serving:latency", name="latency")
 
 Setting = Literal["transductive", "inductive", "production"]
 TeacherFlags = Annotated[graph.TeacherConfig, Parameter(name="*")]

@@ -21,9 +21,9 @@ from torch import Tensor
 from structkd.errors import DataError, UsageError
 from structkd.files import atomic_path, sha256_file, sync_file, sync_folder
 from structkd.ids import Ids, fingerprint_fields
-from structkd.index.manifest import MANIFEST, IndexManifest, StoredFile, package_versions, write_manifest
-from structkd.index.names import check_ids, id_arrays, row_number_arrays
-from structkd.index.storage import Stored
+from structkd.index.folder.manifest import MANIFEST, IndexManifest, StoredFile, package_versions, write_manifest
+from structkd.index.folder.names import check_ids, id_arrays, row_number_arrays
+from structkd.index.folder.storage import Stored
 
 _HEADER_BYTES = (
     256  # header of the vector file, padded with spaces: data starts on a cache line, length known at the end

@@ -20,9 +20,9 @@ import numpy as np
 
 from structkd.errors import CorruptFileError, DataError, MissingExtraError
 from structkd.ids import Texts
-from structkd.index.draft import Draft, naming
+from structkd.index.folder.draft import Draft, naming
+from structkd.index.folder.storage import Stored
 from structkd.index.opened import OpenedTexts
-from structkd.index.storage import Stored
 from structkd.index.topk import NO_ROW, TopK
 from structkd.progress import note, track
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from structkd.errors import DataError
 from structkd.ids import Ids
-from structkd.index.draft import Draft, VectorWriter
+from structkd.index.folder.draft import Draft, VectorWriter
 from structkd.index.vectors import Metric, Vectors, as_tensor, check_dim, prepare
 from structkd.progress import track
 

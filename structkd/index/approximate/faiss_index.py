@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structkd.errors import CorruptFileError, DataError, UsageError
-from structkd.index.draft import Draft, naming
-from structkd.index.faiss_gpu import LARGEST_K, GpuCopy, copy_for
+from structkd.index.approximate.faiss_gpu import LARGEST_K, GpuCopy, copy_for
+from structkd.index.approximate.recall import recall_test
+from structkd.index.approximate.tuning import Tuned, tune
 from structkd.index.flat import FlatIndex
-from structkd.index.manifest import IndexManifest
+from structkd.index.folder.draft import Draft, naming
+from structkd.index.folder.manifest import IndexManifest
+from structkd.index.folder.storage import Stored
 from structkd.index.opened import OpenedVectors
-from structkd.index.recall import recall_test
-from structkd.index.storage import Stored
 from structkd.index.topk import TopK, ranked
-from structkd.index.tuning import Tuned, tune
 from structkd.index.vectors import exact_scores
 from structkd.progress import track
 

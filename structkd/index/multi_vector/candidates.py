@@ -1,9 +1,9 @@
 """Which documents a fast multi-vector search scores exactly: those whose coded vectors promise the most.
 
-Every document vector is coded by two centroids (`structkd.index.codebooks`); MaxSim over the codes estimates a document
-without reading its vectors (centroid interaction, Santhanam et al. 2022, PLAID, eq. 3-5, over the sums of two
-centroids). Codes err in a document's favour or against it, and much alike from query to query: what a sample of queries
-shows of that error is taken off (`offsets`). Documents with many similar vectors are found only so.
+Every document vector is coded by two centroids (`codebooks`); MaxSim over the codes estimates a document without
+reading its vectors (centroid interaction, Santhanam et al. 2022, PLAID, eq. 3-5, over the sums of two centroids). Codes
+err in a document's favour or against it, and much alike from query to query: what a sample of queries shows of that
+error is taken off (`offsets`). Documents with many similar vectors are found only so.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +43,7 @@ class Coded:
         table = torch.matmul(self.codebooks.to(device), query.to(device).T)
         if device.type != "cpu":
             return coded_maxsim_of(self.codes, self.starts, table).cpu() + self.offsets
-        from structkd.index._maxsim import coded_maxsim  # numba takes a while to import
+        from structkd.index.multi_vector._maxsim import coded_maxsim  # numba takes a while to import
 
         out = torch.empty(len(self.offsets))
         coded_maxsim(self.codes.numpy(), self.starts.numpy(), table.contiguous().numpy(), out.numpy())

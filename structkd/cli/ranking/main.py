@@ -29,13 +29,13 @@ from structkd.trec import Run, read_run, write_run
 Config = TypeVar("Config", TeacherConfig, DistillConfig, MineConfig)
 
 app = App(name="ranking", help="Ranking models: cross-architecture distillation.")
-app.command("structkd.cli.ranking_bench:bench_command", name="bench")
-app.command("structkd.cli.ranking_evaluate:evaluate_command", name="evaluate")
-app.command("structkd.cli.ranking_order:order_command", name="order")
-app.command("structkd.cli.ranking_score:score_command", name="score")
-app.command("structkd.cli.ranking_self:self_distill_command", name="self-distill")
-app.command("structkd.cli.ranking_serving:encode_command", name="encode")
-app.command("structkd.cli.ranking_serving:export_command", name="export")
+app.command("structkd.cli.ranking.bench:bench_command", name="bench")
+app.command("structkd.cli.ranking.evaluate:evaluate_command", name="evaluate")
+app.command("structkd.cli.ranking.order:order_command", name="order")
+app.command("structkd.cli.ranking.score:score_command", name="score")
+app.command("structkd.cli.ranking.self_distill:self_distill_command", name="self-distill")
+app.command("structkd.cli.ranking.serving:encode_command", name="encode")
+app.command("structkd.cli.ranking.serving:export_command", name="export")
 
 
 @app.command(name="teach")

@@ -1,4 +1,4 @@
-"""Late interaction over coded vectors: a fused kernel; its torch twin stands in `structkd.index.candidates`.
+"""Late interaction over coded vectors: a fused kernel; its torch twin stands in `candidates`.
 
 A vector's code names one centroid of each of two codebooks, their sum stands for it. Its products with a query are then
 two rows of a table that is made once per query, and a document's MaxSim needs no vector at all.

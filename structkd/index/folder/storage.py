@@ -22,8 +22,8 @@ from torch import Tensor
 
 from structkd.errors import CorruptFileError, DataError
 from structkd.files import inside
-from structkd.index.manifest import MANIFEST, IndexManifest, read_manifest
-from structkd.index.names import StoredIds
+from structkd.index.folder.manifest import MANIFEST, IndexManifest, read_manifest
+from structkd.index.folder.names import StoredIds
 from structkd.index.vectors import picker
 
 _FORGET_BYTES = 1 << 28

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from structkd.errors import CorruptFileError, DataError
 from structkd.ids import Texts
-from structkd.index.draft import Draft
+from structkd.index.folder.draft import Draft
+from structkd.index.folder.storage import Stored
 from structkd.index.opened import OpenedTexts
-from structkd.index.storage import Stored
 from structkd.index.topk import NO_ROW, TopK
 from structkd.ordering import top_k
 from structkd.progress import track

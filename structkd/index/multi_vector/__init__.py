@@ -1,0 +1,1 @@
+"""Documents of many vectors each, searched by late interaction."""

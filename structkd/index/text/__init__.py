@@ -1,0 +1,1 @@
+"""Search of texts by their words."""
