@@ -67,7 +67,7 @@ for _name, _collection in {
     "wikiqa": "wikiqa-dev,wikiqa-train",
 }.items():
     PARTS[f"large-{_name}"] = {**_LARGE, "collections": (_collection,), "seeds": (0, 1, 2)}
-    PARTS[f"large-{_name}-t2"] = {**PARTS[f"large-{_name}"], "teachers": ("T2",)}
+    PARTS[f"large-{_name}-t2"] = {**PARTS[f"large-{_name}"], "teachers": ("T2",), "objectives": ("margin-mse",)}
     PARTS[f"large-{_name}-students"] = {**PARTS[f"large-{_name}"], "students": _OTHERS, "seeds": (0,)}
 
 

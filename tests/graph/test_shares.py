@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import lsq_linear
 
 from structkd import graph
-from structkd.graph.targets.shares import drawn_by_class, normal, with_even_shares, with_own_shares
+from structkd.graph.targets.shares import LEAST, RIDGE, drawn_by_class, normal, with_even_shares, with_own_shares
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,59 @@ def test_only_a_training_set_with_equal_counts_was_drawn_by_class(task):
     assert torch.equal(with_own_shares(uneven, guesses(task)), guesses(task))
 
 
-def test_shares_against_a_slow_reference(task):
-    same, start = even(task), guesses(task)
-    free = [i for i in range(task.num_nodes) if not same.train[i] and not same.valid[i]]
-    shares = [sum(float(start[i, c]) for i in free) / len(free) for c in range(3)]
+def shown_shares(task: graph.GraphTask, start: torch.Tensor) -> list[float]:
+    """Mean answer over unlabelled nodes, node by node."""
+    free = [i for i in range(task.num_nodes) if not task.train[i] and not task.valid[i]]
+    return [sum(float(start[i, c]) for i in free) / len(free) for c in range(3)]
+
+
+def with_shares(task: graph.GraphTask, start: torch.Tensor, shares: list[float]) -> np.ndarray:
+    """p_i(c) w(c), rows normalised, entry by entry."""
     expected = np.array([[float(start[i, c]) * shares[c] for c in range(3)] for i in range(task.num_nodes)])
-    expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(with_own_shares(same, start).numpy(), expected, rtol=1e-12)
+    return expected / expected.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("answers", ["guesses", "knowing", "one class denied"])
+def test_shares_against_a_slow_reference(task, answers):
+    """scipy's bounded least squares over the stacked system, sums taken node by node; bounds hold where they bind."""
+    same, start = even(task), guesses(task)
+    if answers != "guesses":
+        start = normal(start + 2 * torch.nn.functional.one_hot(task.y, 3))
+    if answers == "one class denied":  # unlabelled nodes never answer class 2, its validation nodes do
+        free = ~(same.train | same.valid)
+        start[free] = normal(start[free] * torch.tensor([1.0, 1.0, 1e-3]))
+    shown = shown_shares(same, start)
+    held = {c: [i for i in range(task.num_nodes) if same.valid[i] and same.y[i] == c] for c in range(3)}
+    answered = np.array([[sum(float(start[i, k]) for i in held[c]) / len(held[c]) for c in range(3)] for k in range(3)])
+    left, right = np.vstack([answered, RIDGE * np.eye(3)]), np.concatenate([shown, RIDGE * np.array(shown)])
+    free_of_bounds = lsq_linear(left, right).x
+    shares = np.maximum(free_of_bounds, LEAST * np.array(shown))
+    assert (shares > free_of_bounds).any() == (answers == "one class denied")
+    np.testing.assert_allclose(with_own_shares(same, start).numpy(), with_shares(same, start, shares), rtol=1e-9)
+
+
+def test_shares_are_those_of_the_answers_where_validation_lacks_a_class(task):
+    same, start = even(task), guesses(task)
+    lacking = replace(same, valid=same.valid & (same.y != 1))
+    expected = with_shares(lacking, start, shown_shares(lacking, start))
+    np.testing.assert_allclose(with_own_shares(lacking, start).numpy(), expected, rtol=1e-12)
+
+
+def test_shares_of_answers_that_take_one_class_for_another():
+    """Answers that give a fifth of class 0 to class 1, alike in validation: the mean answer is .64, .36, the nodes
+    .8, .2, and so are the shares but for the ridge's part and the draw."""
+    generator = np.random.default_rng(3)
+    y = generator.choice(2, size=20000, p=[0.8, 0.2])
+    answered = np.where((y == 0) & (generator.random(20000) < 0.2), 1, y)
+    train, valid = np.zeros(20000, dtype=bool), np.zeros(20000, dtype=bool)
+    for label in range(2):
+        rows = np.flatnonzero(y == label)
+        train[rows[:20]], valid[rows[20:1020]] = True, True
+    task = graph.GraphTask.create(np.zeros((20000, 1)), np.array([[0], [1]]), y, train, valid, ~(train | valid))
+    start = normal(torch.nn.functional.one_hot(torch.from_numpy(answered), 2).double() + 0.25)
+    ratio = (with_own_shares(task, start) / start)[0]
+    free = ~(train | valid)
+    assert abs(float(ratio[0] / ratio.sum()) - (y[free] == 0).mean()) < 0.04
 
 
 def test_even_shares_are_even_and_undo_a_constant_factor(task):

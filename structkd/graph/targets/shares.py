@@ -3,7 +3,10 @@
 A training set with as many nodes of each class as of any other was drawn by class: its shares belong to the draw, and
 a model fitted to it answers as if classes were equally frequent. Its answers on the unlabelled nodes say how frequent
 they are (label shift; Saerens, Latinne & Decaestecker, "Adjusting the outputs of a classifier to new a priori
-probabilities", Neural Computation 2002, eq. 2.2 to 2.4).
+probabilities", Neural Computation 2002, eq. 2.2 to 2.4), and how it answers for validation nodes of each class says how
+far those answers are to be believed (Lipton, Wang & Smola, "Detecting and Correcting for Label Shift with Black Box
+Predictors", ICML 2018, section 4; the ridge: Azizzadenesheli et al., "Regularized Learning for Domain Adaptation under
+Label Shifts", ICLR 2019).
 """
 
 import torch
@@ -13,6 +16,13 @@ from torch import Tensor
 from structkd.graph.data.task import GraphTask
 
 Probabilities = Float[Tensor, "nodes classes"]
+Shares = Float[Tensor, " classes"]
+
+RIDGE = 0.1
+"Weight of the shares that the answers show beside those that validation answers explain them by."
+
+LEAST = 0.25
+"Of the share that the answers show, what a class keeps at least: a class put at nothing would never be answered."
 
 
 def drawn_by_class(seen: GraphTask, nodes: Bool[Tensor, " nodes"]) -> bool:
@@ -22,14 +32,14 @@ def drawn_by_class(seen: GraphTask, nodes: Bool[Tensor, " nodes"]) -> bool:
 
 
 def with_own_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilities:
-    """p_i(c) times the mean of p(c) over unlabelled nodes, rows normalised; unchanged for a training set drawn at
+    """p_i(c) times the share of class c among unlabelled nodes, rows normalised; unchanged for a training set drawn at
     random.
 
-    That is the first step of the EM of Saerens et al. Further steps run away where answers are badly calibrated: their
-    shares then move to whole classes, while one step can at most repeat the shares that the answers show.
+    Shares are the mean answer's, corrected by how validation nodes of each class are answered. The EM of Saerens et al.
+    would need answers that are well calibrated: else its steps move the shares to whole classes.
     """
     shares = _shares(seen, probabilities)
-    return probabilities if shares is None else normal(probabilities * shares)
+    return probabilities if shares is None else normal(probabilities * _explained(seen, probabilities, shares))
 
 
 def with_even_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilities:
@@ -39,7 +49,22 @@ def with_even_shares(seen: GraphTask, probabilities: Probabilities) -> Probabili
     return probabilities if shares is None else normal(probabilities / shares.clamp_min(1e-12))
 
 
-def _shares(seen: GraphTask, probabilities: Probabilities) -> Float[Tensor, " classes"] | None:
+def _explained(seen: GraphTask, probabilities: Probabilities, shown: Shares) -> Shares:
+    """Shares w that explain the mean answer by the answers to each class: min |A w - m|^2 + RIDGE^2 |w - m|^2, where
+    m is the mean answer and A[:, c] the mean answer on validation nodes of class c; m itself where a class has none.
+    """
+    counts = torch.bincount(seen.y[seen.valid], minlength=seen.classes)
+    if not bool(counts.all()):
+        return shown
+    totals = torch.zeros(seen.classes, seen.classes, dtype=torch.float64)
+    totals.index_add_(0, seen.y[seen.valid], probabilities[seen.valid].double())
+    answered, wanted = (totals / counts[:, None]).T, shown.double()
+    normal_matrix = answered.T @ answered + RIDGE**2 * torch.eye(seen.classes, dtype=torch.float64)
+    found = wanted + torch.linalg.solve(normal_matrix, answered.T @ (wanted - answered @ wanted))
+    return torch.maximum(found, LEAST * wanted).to(shown.dtype)
+
+
+def _shares(seen: GraphTask, probabilities: Probabilities) -> Shares | None:
     """Mean answer over unlabelled nodes; None where the training set hides nothing, or no node is unlabelled."""
     free = ~(seen.train | seen.valid)
     return probabilities[free].mean(dim=0) if drawn_by_class(seen, seen.train) and bool(free.any()) else None
