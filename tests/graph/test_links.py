@@ -9,7 +9,7 @@ from torch.nn.functional import margin_ranking_loss
 from structkd import graph
 from structkd.cli.app import run as command
 from structkd.errors import DataError, UsageError
-from structkd.graph.link_prediction.distillation import Relations, learn_links, rank_loss
+from structkd.graph.link_prediction.distillation import Relations, evaluate_links, learn_links, rank_loss
 from structkd.graph.link_prediction.task import link_metrics, non_edges, split_links, walk_contexts
 from structkd.objectives import hinge
 
@@ -127,6 +127,26 @@ def test_students_learn_links(task):
     assert result.metrics["llp"]["auc"] > 0.6
     embedded = result.models["llp"].eval().embed(replace(task, edge_index=torch.zeros(2, 0, dtype=torch.int64)))
     assert torch.equal(embedded, result.models["llp"].embed(task))  # a student looks at no edge
+
+
+def test_features_of_another_scale_teach_the_same(task):
+    """Words written 1/n taught nothing at this rate; models still read features as the task has them."""
+    small = replace(task, x=task.x / 32)  # a power of two: not a digit changes
+    plain, scaled = (graph.links(one, ("mlp", "llp"), SHORT, 0) for one in (task, small))
+    for name in ("sage", "mlp", "llp"):
+        for key in ("auc", "mrr", "valid", "epochs"):
+            assert plain.metrics[name][key] == scaled.metrics[name][key]
+        with torch.no_grad():
+            found = [model.models[name].eval().embed(one) for model, one in ((plain, task), (scaled, small))]
+        torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def test_metrics_are_those_of_the_models_handed_back(task):
+    problem = split_links(task, 0)
+    result = learn_links(problem, ("llp",), SHORT, 0)
+    for name, model in result.models.items():
+        found = evaluate_links(model, problem.seen, problem.test, problem.test_negative)
+        assert found["auc"] == pytest.approx(result.metrics[name]["auc"], abs=1e-3)  # rounding may move a pair or two
 
 
 def test_relations_reach_zero_gradient_when_the_student_is_the_teacher(task):

@@ -62,10 +62,14 @@ def of_one_scale(task: GraphTask) -> GraphTask:
     Networks of a fixed step size and weight decay learn nothing from words that are written 1/n instead of 1. The
     median, since counts have long tails.
     """
-    x = task.x
-    values = x.values if isinstance(x, SparseMatrix) else x
-    magnitudes = values[values != 0].abs()
-    median = float(magnitudes.median()) if len(magnitudes) else 1.0
+    x, median = task.x, median_magnitude(task.x)
     if median == 1.0:
         return task
     return replace(task, x=x.with_values(x.values / median) if isinstance(x, SparseMatrix) else x / median)
+
+
+def median_magnitude(x: Features) -> float:
+    """Median of |x| over entries that are not zero; 1 where all are."""
+    values = x.values if isinstance(x, SparseMatrix) else x
+    magnitudes = values[values != 0].abs()
+    return float(magnitudes.median()) if len(magnitudes) else 1.0

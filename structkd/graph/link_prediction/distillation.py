@@ -5,6 +5,7 @@ passages: a hinge on score differences and a divergence of softmax scores, over 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from structkd.errors import UsageError
+from structkd.graph.data.inputs import median_magnitude, of_one_scale
 from structkd.graph.data.task import Features, GraphTask
 from structkd.graph.link_prediction.task import LinkTask, Pairs, link_metrics, non_edges, split_links, walk_contexts
 from structkd.graph.models.networks import Mlp, Sage
@@ -144,11 +146,13 @@ def links(
 def learn_links(
     problem: LinkTask, methods: tuple[str, ...] = LINK_METHODS, config: LinkConfig | None = None, seed: int = 0
 ) -> LinkResult:
-    """The same on edges that are split already."""
+    """The same on edges that are split already. Training reads features of one scale (`of_one_scale`); the models that
+    are handed back read them as the task has them."""
     unknown = [name for name in methods if name not in LINK_METHODS]
     if unknown:
         raise UsageError(f"link method {unknown[0]!r}: expected some of {', '.join(LINK_METHODS)}.")
-    seen = problem.seen
+    unit, seen = median_magnitude(problem.seen.x), of_one_scale(problem.seen)
+    problem = replace(problem, seen=seen)
     config = (config or LinkConfig()).resolved(seen.name)
     teacher = _model(Sage, seen.num_features, config, seed)
     metrics = {"sage": _train(teacher, problem, config, seed, None)}
@@ -158,6 +162,8 @@ def learn_links(
         student = _model(Mlp, seen.num_features, config, seed)
         metrics[name] = _train(student, problem, config, seed, relations if name == "llp" else None)
         models[name] = student
+    for model in models.values():
+        _divide_inputs(model, unit)
     return LinkResult(metrics, models, config)
 
 
@@ -221,6 +227,13 @@ def _model(kind: type[Mlp] | type[Sage], inputs: int, config: LinkConfig, seed: 
         torch.manual_seed(seed)
         encoder = kind(inputs, config.hidden, config.hidden, 2, config.dropout)
         return LinkModel(encoder, config.hidden, config.dropout)
+
+
+@torch.no_grad()
+def _divide_inputs(model: LinkModel, unit: float) -> None:
+    """x / unit in place of x, by the weights of the first map."""
+    first: Any = model.encoder
+    first.layers[0].weight /= unit
 
 
 def _train(

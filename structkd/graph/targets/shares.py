@@ -18,8 +18,8 @@ from structkd.graph.data.task import GraphTask
 Probabilities = Float[Tensor, "nodes classes"]
 Shares = Float[Tensor, " classes"]
 
-RIDGE = 0.1
-"Weight of the shares that the answers show beside those that validation answers explain them by."
+RIDGE = 1e-3
+"Least ridge; it decides only where answers are alike, and the system has no single solution."
 
 LEAST = 0.25
 "Of the share that the answers show, what a class keeps at least: a class put at nothing would never be answered."
@@ -35,11 +35,19 @@ def with_own_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilit
     """p_i(c) times the share of class c among unlabelled nodes, rows normalised; unchanged for a training set drawn at
     random.
 
-    Shares are the mean answer's, corrected by how validation nodes of each class are answered. The EM of Saerens et al.
-    would need answers that are well calibrated: else its steps move the shares to whole classes.
+    For answers of models fitted to even shares. Shares are the mean answer's, as validation nodes explain them. The EM
+    of Saerens et al. would need answers that are well calibrated: else its steps move the shares to whole classes.
     """
     shares = _shares(seen, probabilities)
     return probabilities if shares is None else normal(probabilities * _explained(seen, probabilities, shares))
+
+
+def with_explained_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilities:
+    """The same for answers that show the nodes' own shares already: only what validation nodes tell of them is new."""
+    shares = _shares(seen, probabilities)
+    if shares is None:
+        return probabilities
+    return normal(probabilities * (_explained(seen, probabilities, shares) / shares.clamp_min(1e-12)))
 
 
 def with_even_shares(seen: GraphTask, probabilities: Probabilities) -> Probabilities:
@@ -50,18 +58,26 @@ def with_even_shares(seen: GraphTask, probabilities: Probabilities) -> Probabili
 
 
 def _explained(seen: GraphTask, probabilities: Probabilities, shown: Shares) -> Shares:
-    """Shares w that explain the mean answer by the answers to each class: min |A w - m|^2 + RIDGE^2 |w - m|^2, where
-    m is the mean answer and A[:, c] the mean answer on validation nodes of class c; m itself where a class has none.
+    """Shares w that explain the mean answer m by the answers to each class: min |A w - m|^2 + ridge |w - m|^2, where
+    A[:, c] is the mean answer on validation nodes of class c; m itself where a class has fewer than two.
+
+    m - A m is what m leaves unexplained. Some of that is the draw of the validation nodes, whose variance they tell:
+    the ridge is that variance over the rest of |m - A m|^2 (method of moments), and m stands where no rest is left.
     """
-    counts = torch.bincount(seen.y[seen.valid], minlength=seen.classes)
-    if not bool(counts.all()):
+    answers, mean = probabilities.double(), shown.double()
+    groups = [answers[seen.valid & (seen.y == label)] for label in range(seen.classes)]
+    if min(map(len, groups)) < 2:
         return shown
-    totals = torch.zeros(seen.classes, seen.classes, dtype=torch.float64)
-    totals.index_add_(0, seen.y[seen.valid], probabilities[seen.valid].double())
-    answered, wanted = (totals / counts[:, None]).T, shown.double()
-    normal_matrix = answered.T @ answered + RIDGE**2 * torch.eye(seen.classes, dtype=torch.float64)
-    found = wanted + torch.linalg.solve(normal_matrix, answered.T @ (wanted - answered @ wanted))
-    return torch.maximum(found, LEAST * wanted).to(shown.dtype)
+    answered = torch.stack([group.mean(dim=0) for group in groups], dim=1)
+    noise = sum(mean[c] ** 2 * group.var(dim=0).sum() / len(group) for c, group in enumerate(groups))
+    left = mean - answered @ mean
+    signal = left @ left - noise
+    if float(signal) <= 0:
+        return shown
+    ridge = max(float(noise / signal), RIDGE)
+    matrix = answered.T @ answered + ridge * torch.eye(seen.classes, dtype=torch.float64)
+    found = mean + torch.linalg.solve(matrix, answered.T @ left)
+    return torch.maximum(found, LEAST * mean).to(shown.dtype)
 
 
 def _shares(seen: GraphTask, probabilities: Probabilities) -> Shares | None:
