@@ -88,7 +88,7 @@ def labelled_views(seen: GraphTask, filters: list[Dense], seed: int, config: Vie
 def agreed(
     seen: GraphTask, start: Probabilities, filters: list[Dense], seed: int, config: ViewsConfig = DEFAULT
 ) -> Probabilities:
-    """Answers sent to the features' view, from there to the filtered view, joined."""
+    """Answers sent to the features' view, from there to the filtered view, joined, and their class shares corrected."""
     own = features_view(seen, start, seed, config)
     last = seed * 1000 + 100 + config.readers
     again = _taught(seen, filters[-1], clamped(seen, own), config.narrow, config.filtered, last)
