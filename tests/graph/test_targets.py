@@ -12,8 +12,7 @@ from structkd.graph.evaluate import metric_of, standard_error
 from structkd.graph.spectral import band_agreement, high_pass
 from structkd.graph.targets import estimate as targets
 from structkd.graph.targets.committee import CommitteeConfig
-from structkd.graph.targets.estimate import LIFTS, choose_target, comparable, responses, with_high_band
-from structkd.graph.targets.shares import normal
+from structkd.graph.targets.estimate import LIFTS, choose_target, responses, with_high_band
 from structkd.graph.targets.views import ViewsConfig
 
 VIEWS = ViewsConfig(
@@ -182,18 +181,3 @@ def test_where_the_committee_knows_nothing_features_alone_teach(monkeypatch):
     task = random_edges()
     monkeypatch.setattr(targets, "consult", lambda *_: iter([noise(task).softmax(dim=1)]))
     assert choose_target(task.observed, noise(task), 0, SMALL, view_config=VIEWS).name == "features alone"
-
-
-def test_a_rival_has_to_lead_both_forms(task):
-    """Validation nodes drawn by class: class shares cost answers there, or even shares do; the better form counts."""
-    train, valid = torch.zeros_like(task.train), torch.zeros_like(task.train)
-    for label in range(task.classes):
-        rows = torch.nonzero(task.y == label).flatten()
-        train[rows[:5]], valid[rows[5:15]] = True, True
-    seen = replace(task, train=train, valid=valid, test=~train & ~valid)
-    knowing = normal(one_hot(task.y, task.classes) * 0.2 + 1.0)
-    skewed = normal(knowing * torch.tensor([1.0] * (task.classes - 1) + [1.5]))
-    assert torch.equal(comparable(seen, knowing), knowing)  # taking the shares out gains nothing
-    assert metric_of(comparable(seen, skewed).log(), task.y, valid) > metric_of(skewed.log(), task.y, valid)
-    random = replace(seen, valid=valid | (seen.test & (task.y == 0)), test=seen.test & (task.y != 0))
-    assert torch.equal(comparable(random, skewed), skewed)

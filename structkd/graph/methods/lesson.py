@@ -83,7 +83,7 @@ class Teaching:
         finish: what remains to be done with the weights of best validation.
         answers: distributions of all observed nodes. Where given, the best epoch is the one of lowest cross-entropy
             towards them on the validation nodes; otherwise that of the best metric on validation labels.
-        comparable: probabilities -> the same in the form in which they are held against a rival's.
+        comparable: probabilities -> the same as a rival without this method's class shares would give them.
     """
 
     student: nn.Module

@@ -23,7 +23,8 @@ from structkd.graph.methods.reliability import reliable_neighbours
 from structkd.graph.models.networks import Mlp
 from structkd.graph.published import given
 from structkd.graph.targets.committee import clamped
-from structkd.graph.targets.estimate import choose_target, comparable
+from structkd.graph.targets.estimate import choose_target
+from structkd.graph.targets.shares import with_even_shares
 from structkd.graph.targets.views import shuffled, steps_of
 
 
@@ -68,8 +69,8 @@ def chosen_target(lesson: Lesson) -> Teaching:
         loss_of = taught_by(lesson, student, lesson.seen.x, [edge_divergence(wanted, lambda _: weights)])
     else:
         loss_of, steps = _in_batches(lesson, student, lesson.seen.x, answers)
-    fair = partial(comparable, lesson.seen)
-    return Teaching(student, loss_of, target=best.name, answers=answers, steps=steps, comparable=fair)
+    even = partial(with_even_shares, lesson.seen)
+    return Teaching(student, loss_of, target=best.name, answers=answers, steps=steps, comparable=even)
 
 
 def _in_batches(lesson: Lesson, student: Mlp, x: Tensor, answers: Tensor) -> tuple[Callable[[int], Tensor], int]:

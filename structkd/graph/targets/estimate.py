@@ -73,7 +73,7 @@ def choose_target(
         own = _committee(seen, seed, config, view_config)
     else:
         own = _views(seen, teacher, seed, view_config)
-    if leads(seen, best, _judged(seen, own.name, comparable(seen, own.probabilities)), seed):
+    if leads(seen, best, _as_drawn(seen, own), seed):
         return best
     return Target(own.name, with_high_band(seen, own.probabilities, teacher, high_band), own.valid)
 
@@ -94,15 +94,6 @@ def with_high_band(seen: GraphTask, estimate: Probabilities, teacher: Probabilit
             break
         kept = lifted
     return kept.probabilities
-
-
-def comparable(seen: GraphTask, probabilities: Probabilities) -> Probabilities:
-    """Answers as they are held against those of models fitted to even class shares: as they are or with even shares,
-    whichever has the better validation metric. Validation nodes drawn by class have shares that no other node has, so
-    either form may lose there by its shares alone, and a rival has to lead both.
-    """
-    forms = probabilities, with_even_shares(seen, probabilities)
-    return max(forms, key=lambda form: metric_of(_logs(form), seen.y, seen.valid, seen.metric))
 
 
 def leads(seen: GraphTask, one: Target, other: Target, seed: int) -> bool:

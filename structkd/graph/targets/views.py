@@ -25,7 +25,7 @@ from structkd.graph.models.networks import Mlp, dropped
 from structkd.graph.models.train import FitConfig, fit
 from structkd.graph.spectral import propagation
 from structkd.graph.targets.committee import clamped
-from structkd.graph.targets.shares import Probabilities, normal, with_explained_shares, with_own_shares
+from structkd.graph.targets.shares import Probabilities, normal, with_own_shares
 
 Dense = Float[Tensor, "nodes features"]
 
@@ -88,11 +88,11 @@ def labelled_views(seen: GraphTask, filters: list[Dense], seed: int, config: Vie
 def agreed(
     seen: GraphTask, start: Probabilities, filters: list[Dense], seed: int, config: ViewsConfig = DEFAULT
 ) -> Probabilities:
-    """Answers sent to the features' view, from there to the filtered view, joined, and their class shares corrected."""
+    """Answers sent to the features' view, from there to the filtered view, joined."""
     own = features_view(seen, start, seed, config)
     last = seed * 1000 + 100 + config.readers
     again = _taught(seen, filters[-1], clamped(seen, own), config.narrow, config.filtered, last)
-    return with_explained_shares(seen, geometric_mean([own, again]))
+    return geometric_mean([own, again])
 
 
 def features_view(seen: GraphTask, start: Probabilities, seed: int, config: ViewsConfig = DEFAULT) -> Probabilities:
