@@ -171,10 +171,10 @@ class Run:
         write_json(self.folder / "run.json", self.info)
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that can change a result."""
+def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Versions of those packages that are installed; by default of all that can change a result."""
     found = {}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -1,5 +1,6 @@
 """FaissIndex: measured recall, exact scores of what it finds, -1, the global faiss setting, broken installations."""
 
+import importlib.metadata
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,10 +209,10 @@ def test_two_faiss_distributions_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
     def version(name: str) -> str:
         if name not in installed:
-            raise faiss_index.importlib.metadata.PackageNotFoundError(name)
+            raise importlib.metadata.PackageNotFoundError(name)
         return installed[name]
 
-    monkeypatch.setattr(faiss_index.importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "version", version)
     with pytest.raises(UsageError, match=r"found faiss-cpu 1\.15\.1 and faiss-gpu-cu12 1\.15\.1.*pip uninstall"):
         faiss_index.check_one_faiss()
     del installed["faiss-gpu-cu12"]

@@ -62,10 +62,15 @@ def of_one_scale(task: GraphTask) -> GraphTask:
     Networks of a fixed step size and weight decay learn nothing from words that are written 1/n instead of 1. The
     median, since counts have long tails.
     """
-    x, median = task.x, median_magnitude(task.x)
-    if median == 1.0:
+    return divided(task, median_magnitude(task.x))
+
+
+def divided(task: GraphTask, unit: float) -> GraphTask:
+    """The task with x / unit in place of x."""
+    x = task.x
+    if unit == 1.0:
         return task
-    return replace(task, x=x.with_values(x.values / median) if isinstance(x, SparseMatrix) else x / median)
+    return replace(task, x=x.with_values(x.values / unit) if isinstance(x, SparseMatrix) else x / unit)
 
 
 def median_magnitude(x: Features) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from structkd.errors import UsageError
-from structkd.graph.data.inputs import median_magnitude, of_one_scale
+from structkd.graph.data.inputs import divided, median_magnitude
 from structkd.graph.data.task import Features, GraphTask
 from structkd.graph.link_prediction.task import LinkTask, Pairs, link_metrics, non_edges, split_links, walk_contexts
 from structkd.graph.models.networks import Mlp, Sage
@@ -146,13 +146,16 @@ def links(
 def learn_links(
     problem: LinkTask, methods: tuple[str, ...] = LINK_METHODS, config: LinkConfig | None = None, seed: int = 0
 ) -> LinkResult:
-    """The same on edges that are split already. Training reads features of one scale (`of_one_scale`); the models that
-    are handed back read them as the task has them."""
+    """The same on edges that are split already.
+
+    Training reads features whose median magnitude is 1; the models handed back read them as the task has them.
+    """
     unknown = [name for name in methods if name not in LINK_METHODS]
     if unknown:
         raise UsageError(f"link method {unknown[0]!r}: expected some of {', '.join(LINK_METHODS)}.")
-    unit, seen = median_magnitude(problem.seen.x), of_one_scale(problem.seen)
-    problem = replace(problem, seen=seen)
+    unit = median_magnitude(problem.seen.x)
+    problem = replace(problem, seen=divided(problem.seen, unit))
+    seen = problem.seen
     config = (config or LinkConfig()).resolved(seen.name)
     teacher = _model(Sage, seen.num_features, config, seed)
     metrics = {"sage": _train(teacher, problem, config, seed, None)}

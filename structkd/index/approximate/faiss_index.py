@@ -5,7 +5,6 @@ and order of what was found are those of FlatIndex, whatever the codes. faiss sa
 places are invalid and never mapped to an id.
 """
 
-import importlib.metadata
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,16 +19,17 @@ from torch import Tensor
 
 from structkd.errors import CorruptFileError, DataError, UsageError
 from structkd.index.approximate.faiss_gpu import LARGEST_K, GpuCopy, copy_for
-from structkd.index.approximate.recall import recall_test
 from structkd.index.approximate.tuning import Tuned, tune
 from structkd.index.flat import FlatIndex
 from structkd.index.folder.draft import Draft, naming
 from structkd.index.folder.manifest import IndexManifest
 from structkd.index.folder.storage import Stored
 from structkd.index.opened import OpenedVectors
+from structkd.index.recall import recall_test
 from structkd.index.topk import TopK, ranked
 from structkd.index.vectors import exact_scores
 from structkd.progress import track
+from structkd.runs import versions
 
 _DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cu13")
 _FACTOR = {"faiss-flat": 1, "ivf-sq8": 1, "ivf-pq": 4, "hnsw": 1}  # candidates scored exactly, per document asked for
@@ -126,16 +126,12 @@ def make(target: Draft, manifest: IndexManifest) -> dict[str, Any]:
 
 def check_one_faiss() -> None:
     """UsageError when two distributions that install the module `faiss` are there: they overwrite each other."""
-    found = []
-    for name in _DISTRIBUTIONS:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found = versions(_DISTRIBUTIONS)
     if len(found) > 1:
+        named = " and ".join(f"{name} {version}" for name, version in found.items())
         raise UsageError(
-            f"found {' and '.join(found)}, which install the same module and overwrite each other; expected one. "
-            f"Run: pip uninstall {' '.join(item.split()[0] for item in found)}, then install one of them."
+            f"found {named}, which install the same module and overwrite each other; expected one. "
+            f"Run: pip uninstall {' '.join(found)}, then install one of them."
         )
 
 

@@ -22,12 +22,12 @@ from pymilvus.exceptions import MilvusException
 from torch import Tensor
 
 from structkd.errors import DataError, UsageError
-from structkd.index.approximate.recall import RecallTest, recall_test
 from structkd.index.flat import FlatIndex
 from structkd.index.folder.draft import Draft
 from structkd.index.folder.manifest import IndexManifest
 from structkd.index.folder.storage import Stored
 from structkd.index.opened import OpenedVectors
+from structkd.index.recall import RecallTest, recall_test
 from structkd.index.topk import NO_ROW, TopK, ranked
 from structkd.index.vectors import exact_scores, picker, rounding_margin
 from structkd.progress import note, track

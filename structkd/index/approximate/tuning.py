@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structkd.ids import Ids
-from structkd.index.approximate.recall import RecallTest
+from structkd.index.recall import RecallTest
 from structkd.index.topk import TopK, ranked
 
 _LARGEST_LIST = 1024  # of ef_search

@@ -21,9 +21,10 @@ from torch import Tensor
 from structkd.errors import DataError, UsageError
 from structkd.files import atomic_path, sha256_file, sync_file, sync_folder
 from structkd.ids import Ids, fingerprint_fields
-from structkd.index.folder.manifest import MANIFEST, IndexManifest, StoredFile, package_versions, write_manifest
+from structkd.index.folder.manifest import ENGINES, MANIFEST, IndexManifest, StoredFile, write_manifest
 from structkd.index.folder.names import check_ids, id_arrays, row_number_arrays
 from structkd.index.folder.storage import Stored
+from structkd.runs import versions
 
 _HEADER_BYTES = (
     256  # header of the vector file, padded with spaces: data starts on a cache line, length known at the end
@@ -107,7 +108,7 @@ class Draft:
             written = sorted(path for path in (self.folder / folder).rglob("*") if path.is_file())
             paths |= {str(path.relative_to(self.folder)): path for path in written if path.stat().st_size}  # no locks
         files = tuple(StoredFile(name, path.stat().st_size, sha256_file(path)) for name, path in paths.items())
-        complete = replace(manifest, files=files, built=package_versions())
+        complete = replace(manifest, files=files, built=versions(ENGINES))
         write_manifest(self.folder, complete)
         self._committed = True
         kept = {name.split("/")[0] for name in paths}

@@ -1,7 +1,6 @@
 """index.json: what an index is, how it was built, and path, size and checksum of each of its files, and its own."""
 
 import hashlib
-import importlib.metadata
 import json
 import re
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,8 @@ FORMAT = "structkd-index"
 VERSION = 2
 MANIFEST = "index.json"
 _UNSEALED = "0" * 64  # what stands where the checksum goes while it is computed
-_PACKAGES = ("structkd", "torch", "numpy", "faiss-cpu", "faiss-gpu-cu12", "bm25s", "pyserini", "pymilvus")
+ENGINES = ("structkd", "torch", "numpy", "faiss-cpu", "faiss-gpu-cu12", "bm25s", "pyserini", "pymilvus")
+"Packages that write indexes; the manifest keeps the versions of those that are installed."
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,3 @@ def _whole(path: Path) -> bool:
 
 def _name(body: object) -> object:
     return body.get("format") if isinstance(body, dict) else type(body).__name__
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that write indexes, those that are installed."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

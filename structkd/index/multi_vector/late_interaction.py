@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structkd.errors import DataError
-from structkd.index.approximate.recall import asked, draw, no_rows
 from structkd.index.folder.draft import Draft
 from structkd.index.folder.manifest import IndexManifest
 from structkd.index.folder.storage import Stored
 from structkd.index.multi_vector.candidates import CODES, OFFSETS, Coded, document_ranges, mean_errors
 from structkd.index.opened import OpenedIndex
+from structkd.index.recall import asked, draw, no_rows
 from structkd.index.topk import TopK, excluded_rows, ranked, search_without
 from structkd.index.vectors import Metric, Vectors, check_k, prepare_queries, resolve_device
 from structkd.progress import note, track
