@@ -11,6 +11,7 @@ from torch import Tensor
 
 from structkd.index.flat import FlatIndex
 from structkd.index.topk import NO_ROW, TopK
+from structkd.index.vectors import drawn_rows
 
 _K, _SAMPLE = 10, 400
 
@@ -63,16 +64,16 @@ def recall_test(exact: FlatIndex, seed: int, given: Tensor | None = None) -> Rec
         seed: of the draw.
         given: prepared queries to draw from, float32 [queries, dim]; None: the indexed vectors are the queries.
     """
-    drawn = draw(len(exact) if given is None else len(given), _SAMPLE, seed)
+    drawn = asking_rows(len(exact) if given is None else len(given), _SAMPLE, seed)
     if given is None:
         queries = exact.stored_rows(torch.from_numpy(drawn))
         return asked(exact.search_prepared, queries, drawn, "indexed vectors", len(exact))
     return asked(exact.search_prepared, given[torch.from_numpy(drawn)], no_rows(drawn), "given", len(exact))
 
 
-def draw(count: int, sample: int, seed: int) -> NDArray[np.int64]:
-    """At most `sample` of `count` rows, ascending."""
-    return np.sort(np.random.default_rng(seed + 1).choice(count, min(sample, count), replace=False))
+def asking_rows(count: int, sample: int, seed: int) -> NDArray[np.int64]:
+    """At most `sample` of `count` rows to ask with: not the draw that codes of the same seed were trained on."""
+    return drawn_rows(count, sample, seed + 1)
 
 
 def no_rows(drawn: NDArray[np.int64]) -> NDArray[np.int64]:

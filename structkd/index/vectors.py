@@ -41,6 +41,11 @@ def as_tensor(vectors: Vectors, what: str = "vectors") -> Tensor:
     return tensor
 
 
+def drawn_rows(count: int, sample: int, seed: int) -> NDArray[np.int64]:
+    """At most `sample` of `count` rows, without repetition, in storage order."""
+    return np.sort(np.random.default_rng(seed).choice(count, min(sample, count), replace=False))
+
+
 def check_k(k: int) -> None:
     """UsageError unless k is a positive integer."""
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:

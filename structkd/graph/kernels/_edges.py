@@ -31,6 +31,19 @@ def _soften(logits, i, j, sharpness, difference, soft):  # pragma: no cover
     return float(largest + math.log(total))
 
 
+@njit(cache=True, nogil=True, inline="always", fastmath=FAST)
+@no_type_check
+def _pull(student, i, j, soft, wanted, sharpness, gradient):  # pragma: no cover
+    """Add the gradient of one edge, (q - p) * sharpness along the sign of each difference, to both of its ends."""
+    zero = student.dtype.type(0)
+    for c in range(student.shape[1]):
+        slope = (soft[c] - wanted[c]) * sharpness
+        gap = student[i, c] - student[j, c]
+        signed = slope if gap > zero else (-slope if gap < zero else zero)
+        gradient[i, c] += signed
+        gradient[j, c] -= signed
+
+
 @njit(cache=True, nogil=True, fastmath=FAST)
 @no_type_check
 def difference_targets(starts, columns, teacher, sharpness, soft):  # pragma: no cover
@@ -63,13 +76,8 @@ def difference_divergence(starts, columns, targets, student, sharpness, gradient
             normaliser = _soften(student, i, j, sharpness, difference, soft)
             inner = zero
             for c in range(classes):
-                target = targets[position, c]
-                inner += target * difference[c]
-                slope = (soft[c] - target) * sharpness
-                gap = student[i, c] - student[j, c]
-                signed = slope if gap > zero else (-slope if gap < zero else zero)
-                gradient[i, c] += signed
-                gradient[j, c] -= signed
+                inner += targets[position, c] * difference[c]
+            _pull(student, i, j, soft, targets[position], sharpness, gradient)
             total += normaliser - inner
     return total
 
@@ -93,10 +101,6 @@ def difference_divergence_recomputed(starts, columns, teacher, student, sharpnes
             inner = zero
             for c in range(classes):
                 inner += wanted[c] * (wanted_difference[c] - difference[c])
-                slope = (soft[c] - wanted[c]) * sharpness
-                gap = student[i, c] - student[j, c]
-                signed = slope if gap > zero else (-slope if gap < zero else zero)
-                gradient[i, c] += signed
-                gradient[j, c] -= signed
+            _pull(student, i, j, soft, wanted, sharpness, gradient)
             total += inner - wanted_normaliser + normaliser
     return total

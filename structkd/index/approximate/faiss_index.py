@@ -27,7 +27,7 @@ from structkd.index.folder.storage import Stored
 from structkd.index.opened import OpenedVectors
 from structkd.index.recall import recall_test
 from structkd.index.topk import TopK, ranked
-from structkd.index.vectors import exact_scores
+from structkd.index.vectors import drawn_rows, exact_scores
 from structkd.progress import track
 from structkd.runs import versions
 
@@ -217,13 +217,12 @@ def _train_lists(engine: Any, stored: Stored, lists: int, manifest: IndexManifes
     smallest = 16 if manifest.kind == "ivf-pq" else 1
     if count < smallest:
         raise DataError(f"{manifest.kind} needs at least {smallest} vectors, found {count}. Use the kind 'flat'.")
-    size = min(count, max(64 * lists, 20_000))
-    chosen = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
+    chosen = drawn_rows(count, max(64 * lists, 20_000), seed)
     ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(engine))
     for clustering in (ivf.cp, *([ivf.pq.cp] if manifest.kind == "ivf-pq" else [])):
         clustering.seed = seed + 1
         clustering.min_points_per_centroid = 1  # small collections are allowed; faiss would print a warning
-    with blas_from_small_batches(size):
+    with blas_from_small_batches(len(chosen)):
         engine.train(stored.pick(torch.from_numpy(chosen)).numpy())
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from structkd.index.vectors import drawn_rows
 from structkd.progress import track
 
 _FEWEST, _MOST = 16, 4096  # centroids of a round
@@ -26,8 +27,8 @@ def two_codebooks(
     """
     count = len(vectors)
     centroids = 1 << int(np.log2(min(max(2 * count**0.5, _FEWEST), _MOST, count)))
-    chosen = np.random.default_rng(seed).choice(count, min(count, _SAMPLE_PER_CENTROID * centroids), replace=False)
-    left = vectors[torch.from_numpy(np.sort(chosen))].numpy().copy()
+    chosen = drawn_rows(count, _SAMPLE_PER_CENTROID * centroids, seed)
+    left = vectors[torch.from_numpy(chosen)].numpy().copy()
     books: list[NDArray[np.float32]] = []
     for _ in range(2):
         clustering = faiss.Kmeans(left.shape[1], centroids, niter=_ROUNDS, seed=seed + 1, min_points_per_centroid=1)

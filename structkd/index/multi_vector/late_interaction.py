@@ -19,7 +19,7 @@ from structkd.index.folder.manifest import IndexManifest
 from structkd.index.folder.storage import Stored
 from structkd.index.multi_vector.candidates import CODES, OFFSETS, Coded, document_ranges, mean_errors
 from structkd.index.opened import OpenedIndex
-from structkd.index.recall import asked, draw, no_rows
+from structkd.index.recall import asked, asking_rows, no_rows
 from structkd.index.topk import TopK, excluded_rows, ranked, search_without
 from structkd.index.vectors import Metric, Vectors, check_k, prepare_queries, resolve_device
 from structkd.progress import note, track
@@ -213,13 +213,13 @@ def tune(target: Draft, manifest: IndexManifest, aim: float, given: Sequence[Ten
 
 def _draw_of(given: Sequence[Tensor], seed: int) -> tuple[NDArray[np.int64], list[Tensor]]:
     """Some of the given queries; they were made from no document."""
-    places = draw(len(given), _SAMPLE, seed)
+    places = asking_rows(len(given), _SAMPLE, seed)
     return no_rows(places), [given[place] for place in places]
 
 
 def _stand_ins(exact: MultiVectorIndex, seed: int) -> tuple[NDArray[np.int64], list[Tensor]]:
     """Queries made from drawn documents, and their rows; every second one, in no order, is filled up."""
-    rows, generator = draw(len(exact), _SAMPLE, seed), np.random.default_rng(seed)
+    rows, generator = asking_rows(len(exact), _SAMPLE, seed), np.random.default_rng(seed)
     padding = _PADDED * (generator.permutation(len(rows)) % 2)
     made = [
         _like_query(exact.document(int(row)), exact.metric, generator, int(more))
