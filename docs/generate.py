@@ -120,7 +120,8 @@ def _reproduction(value: dict[str, Any]) -> list[str]:
         name = f"{block['dataset'].removeprefix('npz:graph/')}, {block['split']}, {block['teacher']}"
         for row in block["rows"]:
             published = f"{row['published']:.2f} {row['mark']}" if row["published"] else ""
-            figures = [f"{row['test']:.2f}", f"{row['std']:.2f}", str(row["seeds"]), published]
+            spread = f"{row['std']:.2f}" if row["seeds"] > 1 else "-"
+            figures = [f"{row['test']:.2f}", spread, str(row["seeds"]), published]
             lines.append("| " + " | ".join([name, row["method"], row["input_class"], *figures]) + " |")
     for block in value["earlier_blocks"]:
         lines += ["", f"The block {block['block']} is of commit {block['commit']}, before `tined` was mended."]
