@@ -88,7 +88,7 @@ class DistillConfig(FitConfig):
     "Share of the queries that choose the checkpoint instead of being trained on."
 
     validate_on: Literal["teacher", "qrels", "none"] = "teacher"
-    "What held-out queries are measured with: agreement with the teacher's first ten, or the collection's judgements."
+    "What measures held-out queries: the teacher's first ten, or judgements, which alone can keep the start."
 
     learning_rate: float = 0.0
     "Peak learning rate (Adam); 0: what suits the student (dot and cat 0.0001, tk 0.003, static 0.03)."
@@ -185,20 +185,23 @@ def distill(
     order_only = only_orders(teacher.spec) and config.target_transform == "none"
     loss_of = objective_of(weights, config, order_only)
     validate = (lambda: mean_ndcg(student, valid)) if len(valid) else None
+    # agreement over few lists is too coarse to tell a student from its start: only judgements may say that it stays
+    stays = config.validate_on == "qrels"
+    fitted = partial(fit, student, config=config, validate=validate, run=run, start_counts=stays)
     if policies.active:
         lesson = Lesson(
             policies, partial(_objective, weights, config, order_only), student, teacher, collection, training=training,
             held=transformed(held, config.target_transform), scale=config.student_scale,
             steps=planned_steps(training, config, plan_of(training, config, student)), seed=config.seed,
         )  # fmt: skip
-        result = fit(student, training, lesson, config, validate=validate, run=run)
+        result = fitted(training, loss_of=lesson)
         lesson.finish(validate)
     elif live.in_batch != "none":
         asked_live = live_teacher or teacher
         plan, loss = in_batch_training(training, collection, student, asked_live, live, config, config.student_scale)
-        result = fit(student, plan.lists, loss, config, validate=validate, run=run, plan=plan)
+        result = fitted(plan.lists, loss_of=loss, plan=plan)
     else:
-        result = fit(student, training, loss_of, config, validate=validate, run=run)
+        result = fitted(training, loss_of=loss_of)
     metrics = _metrics(result, measure)
     if run is not None and main_process():
         student.save(run.folder / "student")

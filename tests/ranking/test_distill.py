@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from structkd.ranking.distillation import (
     transformed,
     validation_lists,
 )
-from structkd.ranking.models.encoders import BiScorer, StaticScorer
+from structkd.ranking.models.encoders import BiScorer, StaticScorer, weights_sha256
 from structkd.ranking.teachers.sources import Bm25Scorer, Combine, EnsembleScorer, RunScorer, open_teacher
 from structkd.ranking.teachers.teacher import mean_ndcg
 from structkd.ranking.training.train import batch_of, scored_grid
@@ -192,6 +192,27 @@ def test_validation_by_teacher_and_by_judgements(small: Collection) -> None:
     unjudged = replace(small, qrels={})
     with pytest.raises(DataError, match="no held-out query has a judged document"):
         validation_lists(lists, unjudged, replace(CONFIG, validate_on="qrels"))
+
+
+@pytest.mark.parametrize(
+    ("measured", "measured_as", "kept"), [("teacher", "teacher nDCG@10", 1), ("qrels", "nDCG@10", 0)]
+)
+def test_only_judgements_can_keep_the_start(
+    small: Collection,
+    monkeypatch: pytest.MonkeyPatch,
+    measured: Literal["teacher", "qrels"],
+    measured_as: str,
+    kept: int,
+) -> None:
+    falling = iter(np.linspace(1, 0, 20))  # whatever the student learns, validation says that it was better before
+    monkeypatch.setattr("structkd.ranking.distillation.mean_ndcg", lambda *_: float(next(falling)))
+    student = static(small)
+    before = weights_sha256(student)
+    config = replace(CONFIG, epochs=2, validate_on=measured, validate_every=1)
+    result = distill(student, Bm25Scorer(small.documents), small, config)
+    assert result.metrics["best"]["step"] == kept
+    assert result.metrics["before"] == {measured_as: 1.0}
+    assert (weights_sha256(student) == before) is (kept == 0)
 
 
 @pytest.mark.parametrize(

@@ -183,10 +183,10 @@ def test_the_best_weights_are_kept_and_patience_stops(small: Collection) -> None
 
 
 def test_a_start_that_does_not_count_is_not_kept_however_good(small: Collection) -> None:
-    lists, values = make_lists(small), iter([0.1, 0.3, 0.2])
+    lists, values = make_lists(small), iter([0.9, 0.1, 0.3, 0.2])
     student = StaticScorer.fresh(small.documents, dimension=8, seed=0)
     result = fit(student, lists, loss_of, CONFIG, validate=lambda: next(values), start_counts=False)
-    assert [row["step"] for row in result.history if "valid" in row] == [6, 12, 18]
+    assert [row["step"] for row in result.history if "valid" in row] == [0, 6, 12, 18]
     assert (result.best_step, result.best_value) == (12, 0.3)
 
 

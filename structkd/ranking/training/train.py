@@ -300,7 +300,7 @@ def fit(
         validate: measures the student, higher is better; called before the first step and as configured.
         run: where checkpoints and metrics go; without it nothing is written.
         plan: batches of `lists` in another order or composition than shuffled lists.
-        start_counts: whether the weights before the first step can be the best ones.
+        start_counts: whether the weights before the first step, measured in any case, can be the best ones.
 
     Raises:
         UsageError: nothing to train on, a setting out of range, or a checkpoint of another run in the folder.
@@ -388,8 +388,8 @@ class _Loop:
     def train(self, start_counts: bool) -> FitResult:
         with torch.random.fork_rng(devices=None if torch.cuda.is_available() else []), attention_of_any_shape():
             self._resume()
-            if start_counts and self.state.step == 0 and self.validate is not None and not self.state.history:
-                self._validate()
+            if self.state.step == 0 and not self.state.history:
+                self._validate(counts=start_counts)
             self.model.train(self.config.dropout)
             for step in track(range(self.state.step, self.total), "training"):
                 self._step(step)
@@ -454,15 +454,15 @@ class _Loop:
             return self.config.learning_rate * (step + 1) / rise
         return self.config.learning_rate * (self.total - step) / max(1, self.total - rise)
 
-    def _validate(self) -> None:
+    def _validate(self, counts: bool = True) -> None:
         if self.validate is None:
             return
         value = float(self.validate())
         self.model.train(self.config.dropout)
-        if self.state.best_value is None or value > self.state.best_value:
+        if counts and (self.state.best_value is None or value > self.state.best_value):
             self.state.best_value, self.state.best_step, self.state.stale = value, self.state.step, 0
             self.best = _weights(self.student)
-        else:
+        elif counts:
             self.state.stale += 1
         self._log(step=self.state.step, valid=value)
 
